@@ -1,0 +1,37 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: BSD-2-Clause
+"""Blocks of a VM as XAPI's ``/export`` handler sends them: everything that is not zero, in one HTTP stream."""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator
+
+from ..xapi.client import PoolClient
+from ..xapi.transfers import export_vm
+from ..xva.ova import Ova
+from ..xva.reader import Block, XvaReader
+
+
+class ExportStream:
+    """An export under way: ``ova`` is its description; ``blocks()`` may be walked once and is checked to the end."""
+
+    def __init__(self, transfer: object, reader: XvaReader) -> None:
+        self._transfer = transfer
+        self._reader = reader
+        self.ova: Ova = reader.ova
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks; the last one is followed by the check that every disk is complete.
+
+        A block's own checksum is not verified here but by the worker that takes it (it costs a core).
+        When all blocks came, the task is awaited: only its status says that the export is whole.
+        """
+        yield from self._reader.blocks()
+        self._transfer.finish()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def open_export(client: PoolClient, ref: str, stall_timeout: float) -> Iterator[ExportStream]:
+    """Export the halted VM or snapshot ``ref`` uncompressed (the mover compresses, on all its cores)."""
+    with export_vm(client, ref, stall_timeout=stall_timeout) as transfer:
+        yield ExportStream(transfer, XvaReader(transfer, verify=False))
