@@ -32,3 +32,47 @@ $(VENV)/.complete: requirements.txt requirements-dev.txt
 $(COLLECTION):
 	@mkdir -p $(@D)
 	@ln -sfn ../../../.. $@
+
+.PHONY: system
+system:  ## install the Debian packages the tests need, where a command is missing
+	@tests/tools/system-packages
+
+.PHONY: test
+test: lint sanity  ## lint, sanity, unit and integration tests
+	@$(MAKE) system
+	$(BIN)/python -m pytest tests/unit tests/integration
+
+.PHONY: lint
+lint: venv  ## ruff, ansible-lint, changelog and documentation checks
+	$(BIN)/ruff check
+	PATH="$(BIN):$$PATH" ansible-lint --offline --profile production
+	$(BIN)/antsibull-changelog lint
+	PATH="$(BIN):$$PATH" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self "$$(tests/tools/collection-copy .build/lint)"
+
+.PHONY: sanity
+sanity: venv system  ## ansible-test sanity, for every Python found
+	tests/tools/sanity
+
+.PHONY: unit
+unit: venv system  ## unit tests
+	$(BIN)/python -m pytest tests/unit
+
+.PHONY: integration
+integration: venv system  ## playbooks against simulated pools
+	$(BIN)/python -m pytest tests/integration
+
+.PHONY: test-matrix
+test-matrix: venv system  ## sanity and tests with the oldest and the newest ansible-core and Python found here
+	tests/tools/matrix
+
+.PHONY: docs
+docs: venv  ## build the documentation site in .build/docs/site
+	tests/tools/docs
+
+.PHONY: demo
+demo: venv system  ## back up, lose and restore virtual machines of simulated pools
+	tests/demo/run
+
+.PHONY: bench
+bench: venv system  ## measure backup and restore
+	tests/performance/run
