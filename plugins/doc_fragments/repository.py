@@ -1,0 +1,73 @@
+# Copyright (c) 2026 Guestark contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Options of repository(), writing(), reading() and catalog() in plugins/module_utils/arguments.py."""
+
+    DOCUMENTATION = r"""
+options:
+  repository:
+    description: Directory that holds the restore points, on a local or a mounted file system.
+    type: path
+  allowed_signers:
+    description:
+      - File that lists whose restore points are believed, one principal and public key a line, as C(ssh-keygen) calls it.
+      - A point that none of them signed counts as none.
+    type: path
+"""
+
+    WRITING = r"""
+options:
+  recipients:
+    description:
+      - Public keys to encrypt everything to, as C(age-keygen) and M(guestark.xen.xen_backup_key) print them (V(age1...)).
+      - Any one of the identities that belong to them opens the backup; without them nothing does.
+      - Required unless O(encryption=none).
+    type: list
+    elements: str
+    default: []
+  catalog_recipients:
+    description: Public keys to which indexes and metadata are encrypted too, and not one block of a guest.
+    type: list
+    elements: str
+    default: []
+  signing_key:
+    description:
+      - File with the Ed25519 private key that vouches for new restore points, in OpenSSH's format without a passphrase, as C(ssh-keygen) and
+        M(guestark.xen.xen_backup_key) write it.
+      - A point counts only when it is signed, so it is required with O(repository).
+    type: path
+  encryption:
+    description: How new restore points are encrypted. V(none) leaves guests' data readable to whoever can read the repository.
+    type: str
+    choices: [age, none]
+    default: age
+"""
+
+    READING = r"""
+options:
+  identities:
+    description:
+      - Files with identities (private keys) that open what was encrypted to one of them, as C(age-keygen) and
+        M(guestark.xen.xen_backup_key) write them.
+      - None is needed for what is not encrypted.
+    type: list
+    elements: path
+    default: []
+"""
+
+    CATALOG = r"""
+options:
+  catalog_identities:
+    description:
+      - Files with identities (private keys) that open the points' metadata. A catalog identity is enough, a data identity does it too.
+      - Without one that fits, only what the signed commit records say is returned.
+    type: list
+    elements: path
+    default: []
+    aliases: [catalog_identity]
+"""
