@@ -38,8 +38,7 @@ system:  ## install the Debian packages the tests need, where a command is missi
 	@tests/tools/system-packages
 
 .PHONY: test
-test: lint sanity  ## lint, sanity, unit and integration tests
-	@$(MAKE) system
+test: venv system lint sanity  ## lint, sanity, unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration
 
 .PHONY: lint

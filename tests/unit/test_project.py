@@ -52,7 +52,8 @@ def test_every_file_says_its_licence():
             continue
         head = path.read_bytes()[:600].decode(errors="replace")
         licence = "BSD-2-Clause" if name.startswith("plugins/module_utils/") else "GPL-3.0-or-later"
-        if "Copyright (c) 2026 Guestark contributors" not in head or f"SPDX-License-Identifier: {licence}\n" not in head:
+        wanted = ("Copyright (c) 2026 Guestark contributors\n", f"SPDX-License-Identifier: {licence}\n")
+        if not all(line in head for line in wanted):
             wrong.append(f"{name}: {licence}")
     assert not wrong
 
