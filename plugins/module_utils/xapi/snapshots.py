@@ -1,0 +1,184 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: BSD-2-Clause
+"""Snapshots that are marked as ours when made, so that what a dead run left behind can be told from anything else."""
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Iterable, Mapping, Optional
+
+from .client import PoolClient, pauses
+from .errors import OutcomeUnknown, PoolError, XapiError
+from .tasks import call_async
+
+PREFIX = "guestark:"
+OBJECT = PREFIX + "object"  # the marked object's own UUID: copies of other_config (clone, restore) are no marks
+VM = PREFIX + "vm"
+BUSY_SECONDS = 60.0  # hosts let go of a disk some time after its export has ended
+BUSY = frozenset(("VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_24", "SR_BACKEND_FAILURE_46"))
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is written in other_config of all we make: by which tool and run, for which point, and until when.
+
+    ``expiry``: RFC 3339, after which nobody will come back for the object.
+    """
+
+    tool: str
+    run: str
+    point: str
+    expiry: str
+
+    def config(self) -> dict[str, str]:
+        """The mark as entries of other_config, without the marked object's own."""
+        return {PREFIX + name: getattr(self, name) for name in ("tool", "run", "point", "expiry")}
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Optional[Mark]:
+        """The mark an object's record carries for itself, or None; one copied from another object is none."""
+        config = record["other_config"]
+        names = [PREFIX + name for name in ("tool", "run", "point", "expiry")]
+        if config.get(OBJECT) != record["uuid"] or any(name not in config for name in names):
+            return None
+        return cls(*(config[name] for name in names))
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A marked snapshot VM (``kind`` VM), or a marked disk (VDI) whose snapshot VM is gone."""
+
+    kind: str
+    ref: str
+    uuid: str
+    name: str
+    vm_uuid: str
+    mark: Mark
+
+
+def take(client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: Iterable[str] = ()) -> str:
+    """Snapshot a VM's disks as ``name`` and mark the snapshot and its disks; return the snapshot's ref.
+
+    ``ignore_vdis``: refs of disks to leave out (from release 8.3 on). Raises XapiError, OutcomeUnknown; then no
+    snapshot of that name stays, as far as the pool can still be reached.
+    """
+    vm = client.call("VM.get_record", vm_ref)
+    subject = "VM %s" % vm["name_label"]
+    ignored = list(ignore_vdis)
+    arguments = [vm_ref, name, ignored] if ignored else [vm_ref, name]  # 8.2 takes no third parameter
+    try:
+        ref = str(call_async(client, "VM.snapshot", *arguments, subject=subject))
+    except OutcomeUnknown:
+        _remove_new(client, vm_ref, name, set(vm["snapshots"]))
+        raise
+    try:
+        _mark(client, "VM", ref, {**mark.config(), VM: vm["uuid"]})
+        for vdi in _disks(client, ref):
+            _mark(client, "VDI", vdi, {**mark.config(), VM: vm["uuid"]})
+    except BaseException:
+        with suppress(PoolError):
+            remove(client, ref)
+        raise
+    return ref
+
+
+def remove(client: PoolClient, ref: str) -> None:
+    """Destroy a snapshot, or any halted VM, and its disks; what is gone already is no error.
+
+    A disk that another VM uses stays. A disk that is still busy after an export is tried for a minute. Raises
+    XapiError naming what stays, after everything else went.
+    """
+    try:
+        name = str(client.call("VM.get_name_label", ref))
+        disks = _disks(client, ref)
+    except XapiError as error:
+        if error.code == "HANDLE_INVALID":
+            return
+        raise
+    # the VM goes first: its VBDs would hold the disks
+    _destroy(client, "VM", ref, "VM %s" % name)
+    stays: list[XapiError] = []
+    for vdi in disks:
+        try:
+            _destroy(client, "VDI", vdi, "disk %s of %s" % (vdi, name))
+        except XapiError as error:
+            stays.append(error)
+    if stays:
+        raise stays[0]
+
+
+def leftovers(client: PoolClient, vm_ref: Optional[str] = None) -> list[Leftover]:
+    """Snapshots and disks that carry our mark for themselves, of one VM or of all; nothing is judged by its name."""
+    wanted = str(client.call("VM.get_uuid", vm_ref)) if vm_ref else None
+    found: list[Leftover] = []
+    covered: set[str] = set()
+    vbds = client.call("VBD.get_all_records")
+    for ref, record in client.call("VM.get_all_records").items():
+        mark = Mark.read(record)
+        if mark and record["is_a_snapshot"]:
+            covered.update(vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds)
+            found.append(_leftover("VM", ref, record, mark))
+    for ref, record in client.call("VDI.get_all_records").items():
+        mark = Mark.read(record)
+        if mark and record["is_a_snapshot"] and ref not in covered:
+            found.append(_leftover("VDI", ref, record, mark))
+    return [leftover for leftover in found if wanted in (None, leftover.vm_uuid)]
+
+
+def remove_leftover(client: PoolClient, leftover: Leftover) -> None:
+    """Destroy what leftovers() found."""
+    if leftover.kind == "VM":
+        remove(client, leftover.ref)
+    else:
+        _destroy(client, "VDI", leftover.ref, "disk %s" % leftover.name)
+
+
+def _leftover(kind: str, ref: str, record: Mapping[str, Any], mark: Mark) -> Leftover:
+    return Leftover(kind, ref, record["uuid"], record["name_label"], record["other_config"].get(VM, ""), mark)
+
+
+def _mark(client: PoolClient, kind: str, ref: str, config: Mapping[str, str]) -> None:
+    """Replace whatever mark an object has inherited by its own; the key that makes it one comes last."""
+    own = {**config, OBJECT: str(client.call(kind + ".get_uuid", ref))}
+    for key, value in own.items():
+        client.call(kind + ".remove_from_other_config", ref, key, safe=True)
+        client.call(kind + ".add_to_other_config", ref, key, value)
+
+
+def _disks(client: PoolClient, ref: str) -> list[str]:
+    """Refs of the VM's disks (no CDs) and of its memory image, without those that another guest uses."""
+    record = client.call("VM.get_record", ref)
+    disks = [record["suspend_VDI"]]
+    for vbd in (client.call("VBD.get_record", vbd) for vbd in record["VBDs"]):
+        if vbd["type"] == "Disk" and not vbd["empty"] and not _used_elsewhere(client, vbd["VDI"], ref):
+            disks.append(vbd["VDI"])
+    return [vdi for vdi in disks if vdi and vdi != "OpaqueRef:NULL"]
+
+
+def _used_elsewhere(client: PoolClient, vdi: str, vm: str) -> bool:
+    users = {str(client.call("VBD.get_VM", vbd)) for vbd in client.call("VDI.get_VBDs", vdi)} - {vm}
+    return any(not client.call("VM.get_is_control_domain", user) for user in users)
+
+
+def _destroy(client: PoolClient, kind: str, ref: str, subject: str) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    for pause in pauses():
+        try:
+            # repeating it is safe: the second time there is nothing to destroy
+            client.call(kind + ".destroy", ref, safe=True, subject=subject)
+            return
+        except XapiError as error:
+            if error.code == "HANDLE_INVALID":
+                return
+            if error.code not in BUSY or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+
+
+def _remove_new(client: PoolClient, vm_ref: str, name: str, before: set[str]) -> None:
+    """After a snapshot whose outcome is unknown: remove one of that name that was not there before."""
+    with suppress(PoolError):  # the caller is told that the outcome is unknown
+        for ref in set(client.call("VM.get_snapshots", vm_ref)) - before:
+            if client.call("VM.get_name_label", ref) == name:
+                remove(client, ref)
