@@ -92,7 +92,10 @@ class _Transport(xmlrpc.client.Transport):
         try:
             response = self._host.getresponse()
             if response.status == 200:
-                return self.parse_response(response)
+                parser, target = self.getparser()
+                parser.feed(response.read())  # an answer cut short raises here
+                parser.close()
+                return target.close()
         except xmlrpc.client.Fault:
             raise
         except (OSError, http.client.HTTPException, ExpatError, xmlrpc.client.Error) as error:
