@@ -223,7 +223,7 @@ def test_constructed_variables_and_groups(build):
         ],
         **ONE,
     )
-    assert answer["hosts"]["db01"]["my_size"] == 1 << 30
+    assert int(answer["hosts"]["db01"]["my_size"]) == 1 << 30
     assert answer["groups"]["large"] == ["db01"]
     assert answer["groups"]["policy_gold"] == ["web01"]
 
