@@ -16,7 +16,6 @@ description:
 author:
   - Guestark contributors (@guestark)
 requirements:
-  - XenAPI
   - jmespath, with O(query)
 extends_documentation_fragment:
   - guestark.xen.connection
@@ -171,7 +170,8 @@ def select(vms: list[Vm], query: str | None) -> list[Vm]:
     """The VMs that a JMESPath expression returns of all of them; raises AnsibleParserError."""
     if not query:
         return vms
-    _require("jmespath")
+    if find_spec("jmespath") is None:
+        raise AnsibleParserError(missing_required_lib("jmespath"))
     try:
         found = jmespath.search(query, vms)
     except jmespath.exceptions.JMESPathError as error:
@@ -186,11 +186,6 @@ def pool_name(client: PoolClient) -> str:
     """The pool's name; that of its coordinator when nobody gave it one."""
     (pool,) = client.call("pool.get_all_records").values()
     return pool["name_label"] or client.call("host.get_name_label", pool["master"])
-
-
-def _require(library: str) -> None:
-    if find_spec(library) is None:
-        raise AnsibleParserError(missing_required_lib(library))
 
 
 class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
@@ -239,7 +234,6 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             yield checked.validated_parameters
 
     def _vms_of(self, options: dict[str, t.Any]) -> list[Vm]:
-        _require("XenAPI")
         try:
             with pool_client(options) as client:
                 shared = {"pool": pool_name(client), "pool_members": options["hostname"]}
