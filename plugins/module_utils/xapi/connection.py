@@ -119,6 +119,8 @@ def reason(error: Optional[BaseException]) -> str:
         return "no answer in time"
     if isinstance(error, http.client.RemoteDisconnected):
         return "the host closed the connection without an answer"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection was cut"
     if isinstance(error, ssl.SSLError):
         return "TLS failed (%s)" % (error.reason or error)
     if isinstance(error, OSError) and error.strerror:

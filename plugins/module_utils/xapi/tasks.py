@@ -12,7 +12,7 @@ from .rpc import parse_value
 
 EVENT_SECONDS = 30.0  # how long one event.from waits at most; then the task itself is looked at
 POLL_SECONDS = 1.0
-ENDING_SECONDS = 5.0  # what a cancelled task is given to end before its row is left to the pool
+ENDING_SECONDS = 3.0  # what a cancelled task is given to end before its row is left to the pool
 PATIENCE = 10.0  # seconds for a coordinator to answer where the work is over anyway
 
 Record = dict[str, Any]
