@@ -145,6 +145,47 @@ class ScriptedHost:
         self.thread.join()
 
 
+class Tasks:
+    """The tasks of a scripted pool, which knows no events."""
+
+    def __init__(self, host):
+        self.rows = {}
+        self.calls = []
+        host.calls.update({
+            "task.create": self.create,
+            "task.get_record": lambda _s, ref: self.row(ref),
+            "task.get_status": lambda _s, ref: self.row(ref)["status"],
+            "task.cancel": lambda _s, ref: self.note("cancel", ref),
+            "task.set_status": lambda _s, ref, status: self.note("set", ref) or self.end(status),
+            "task.destroy": lambda _s, ref: self.note("destroy", ref) or self.rows.pop(ref) and "",
+        })
+
+    def create(self, _session, label, description):
+        self.label, self.description = label, description
+        ref = "OpaqueRef:task-%d" % len(self.rows)
+        self.rows[ref] = {"status": "pending", "progress": 0.0, "result": "", "error_info": []}
+        return ref
+
+    def row(self, ref):
+        if ref not in self.rows:
+            raise Refuse("HANDLE_INVALID", "task", ref)
+        return self.rows[ref]
+
+    def note(self, what, ref):
+        self.calls.append(what)
+        return "" if self.row(ref) else ""
+
+    def end(self, status, result="", error=()):
+        for row in self.rows.values():
+            row.update(status=status, progress=1.0, result=result, error_info=list(error))
+        return ""
+
+
+@pytest.fixture
+def tasks(host):
+    return Tasks(host)
+
+
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path, "authority")

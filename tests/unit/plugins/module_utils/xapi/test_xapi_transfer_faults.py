@@ -26,52 +26,12 @@ MIB = 1048576
 IMPORTED = "<value><array><data><value>OpaqueRef:vm</value></data></array></value>"
 
 
-class Tasks:
-    """The tasks of a scripted pool, which knows no events."""
-
-    def __init__(self, host):
-        self.rows = {}
-        self.calls = []
-        host.calls.update({
-            "task.create": self.create,
-            "task.get_record": lambda _s, ref: self.row(ref),
-            "task.get_status": lambda _s, ref: self.row(ref)["status"],
-            "task.cancel": lambda _s, ref: self.note("cancel", ref),
-            "task.set_status": lambda _s, ref, status: self.note("set", ref) or self.end(status),
-            "task.destroy": lambda _s, ref: self.note("destroy", ref) or self.rows.pop(ref) and "",
-        })
-        self.host = host
-
-    def create(self, _session, label, description):
-        self.label, self.description = label, description
-        ref = "OpaqueRef:task-%d" % len(self.rows)
-        self.rows[ref] = {"status": "pending", "progress": 0.0, "result": "", "error_info": []}
-        return ref
-
-    def row(self, ref):
-        if ref not in self.rows:
-            raise self.refuse("HANDLE_INVALID", "task", ref)
-        return self.rows[ref]
-
-    def note(self, what, ref):
-        self.calls.append(what)
-        return "" if self.row(ref) else ""
-
-    def end(self, status, result="", error=()):
-        for row in self.rows.values():
-            row.update(status=status, progress=1.0, result=result, error_info=list(error))
-        return ""
-
-
-@pytest.fixture
-def tasks(host, refuse, monkeypatch):
-    # nothing that is waited for here takes long, or ever comes
+@pytest.fixture(autouse=True)
+def impatience(monkeypatch):
+    """Nothing that is waited for here takes long, or ever comes."""
     monkeypatch.setattr(tasks_module, "ENDING_SECONDS", 1.0)
     monkeypatch.setattr(transfers, "ENDING_SECONDS", 1.0)
     monkeypatch.setattr(transfers, "EXPLAINING_SECONDS", 0.5)
-    tasks = Tasks(host)
-    tasks.refuse = refuse
-    return tasks
 
 
 @pytest.fixture
@@ -334,7 +294,7 @@ def test_an_error_of_the_source_stays_itself_and_ends_the_import(client, host, t
         yield b"x" * 10
         raise KeyError("the source")
 
-    host.pages["/import"] = receive({}, tasks, then=lambda _: tasks.end("failure", error=["IMPORT_ERROR_PREMATURE_EOF"]))
+    host.pages["/import"] = receive({}, tasks, then=lambda _: tasks.end("failure", error=["CLIENT_ERROR"]))
     with pytest.raises(KeyError):
         import_vm(client, "OpaqueRef:sr", source())
     assert tasks.rows == {} and "destroy" in tasks.calls
