@@ -23,11 +23,18 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from .layers import COPY_STEP, Layer, Ranges, copy_extents, file_extents, steps
 
 Buffer = bytes | bytearray | memoryview
 EDIT_STEP = 4096
+
+
+class Target(Protocol):
+    """What a disk's content is written to."""
+
+    def pwrite(self, offset: int, data: memoryview, /) -> None: ...
 
 
 class Volume:
