@@ -83,7 +83,7 @@ class ScriptedHost:
         self.pages: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
         self.asked: list[str] = []
         self.secrets: list[str] = []
-        self.connections: list[ssl.SSLSocket] = []
+        self.hang_up = False  # end connections after an answer, without having said so
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         host = self
@@ -109,8 +109,7 @@ class ScriptedHost:
         class Server(http.server.ThreadingHTTPServer):
             def get_request(self):
                 sock, address = super().get_request()
-                host.connections.append(context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
-                return host.connections[-1], address
+                return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False), address
 
             def handle_error(self, *_):
                 pass
@@ -138,6 +137,7 @@ class ScriptedHost:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
+        request.close_connection = self.hang_up
 
     def close(self) -> None:
         self.server.shutdown()

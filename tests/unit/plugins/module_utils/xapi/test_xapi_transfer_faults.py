@@ -146,6 +146,13 @@ def test_a_host_that_hangs_up_without_goodbye_is_believed_when_its_task_is(clien
     assert read_all(client) == b"x" * (MIB + 5)
 
 
+def test_that_we_hung_up_is_no_explanation(client, host, tasks):
+    host.pages["/export"] = page(b"x", then=lambda _: tasks.end("failure", error=["CLIENT_ERROR", "EPIPE"]))
+    with pytest.raises(ValueError), export_vm(client, "OpaqueRef:vm") as export:
+        export.readall()
+        raise ValueError("this is no archive")
+
+
 def test_a_stall_ends_with_how_far_it_got(client, host, tasks):
     host.pages["/export"] = page(b"x" * MIB, then=lambda _: time.sleep(4))
     with pytest.raises(TransferError, match="stalled: no byte for 1 s, after %d bytes" % MIB):
