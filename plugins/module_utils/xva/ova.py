@@ -183,8 +183,10 @@ def _objects_by_id(root: Record) -> dict[str, Record]:
     by_id: dict[str, Record] = {}
     for item in objects:
         label = _text(_struct(item, "an object"), "id")
-        if label in by_id or not _ID.fullmatch(label):
-            raise XvaError("ova.xml has two objects %.40r, or that is no reference" % label)
+        if label in by_id:
+            raise XvaError("ova.xml has two objects %.80r" % label)
+        if not _ID.fullmatch(label):
+            raise XvaError("ova.xml has an object %.80r, which is no reference" % label)
         _struct(item.get("snapshot"), label)
         by_id[label] = item
     return by_id
