@@ -1,0 +1,84 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pools and their hosts."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .database import Database
+from .faults import FaultBook
+from .model import Release
+
+if TYPE_CHECKING:
+    from .http_server import Listener
+    from .storage import Storage
+
+
+@dataclass
+class Host:
+    """A host: where it listens and whether it does. ``emergency`` is the code all calls get when it lost its pool."""
+
+    ref: str
+    name: str
+    address: str
+    port: int = 0
+    alive: bool = True
+    emergency: str | None = None
+    listener: Listener | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        return f"https://{self.address}:{self.port}"
+
+
+@dataclass
+class Account:
+    """Somebody who may log in; root has the role pool-admin."""
+
+    name: str
+    password: str
+    role: str = "pool-admin"
+
+
+@dataclass
+class Pool:
+    """A pool: its database, disks and hosts. ``coordinator`` is the ref of the host that answers RPC."""
+
+    name: str
+    db: Database
+    storage: Storage
+    hosts: list[Host]
+    coordinator: str
+    faults: FaultBook
+    accounts: dict[str, Account] = field(default_factory=dict)
+    state_dir: Path = Path()
+    # what a background worker does when a task is to be stopped, by task ref
+    on_cancel: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    @property
+    def release(self) -> Release:
+        """The release its hosts run."""
+        return self.db.model.release
+
+    @property
+    def ref(self) -> str:
+        """The pool's own row."""
+        return self.db.refs("pool")[0]
+
+    def host(self, ref: str) -> Host:
+        """The host of a ref."""
+        return next(host for host in self.hosts if host.ref == ref)
+
+
+@dataclass
+class World:
+    """Everything one simulator serves."""
+
+    pools: dict[str, Pool]
+    state_dir: Path
+    ca_path: Path = Path()
+    control_url: str = ""
