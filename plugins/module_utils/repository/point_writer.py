@@ -1,0 +1,318 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: BSD-2-Clause
+"""Writes a restore point: segments, index, metadata, signature and, last, the record that makes it exist."""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Optional, Sequence
+
+from ..age.sshsig import SigningKey
+from ..xva.ova import Ova, OvaDisk
+from ..xva.writer import BLOCK
+from . import layout, record
+from .errors import PointDamaged, RepositoryError
+from .index import IndexDisk, IndexRecord, IndexWriter
+from .layout import PointId
+from .posix import PosixStore
+from .record import PointRecord
+from .segments import EXTENT, ObjectWriter, Segment, SegmentWriter
+from .units import LEVEL, EncodedUnit, encode_end, encode_ova
+
+MOMENT = "%Y-%m-%dT%H:%M:%SZ"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class WriterKeys:
+    """What a mover writes with.
+
+    Everything is encrypted to ``data_recipients``; indexes and metadata to ``catalog_recipients`` too.
+    ``encryption`` is ``age`` or ``none``. ValueError when they do not fit together.
+    """
+
+    data_recipients: Sequence[Any]
+    catalog_recipients: Sequence[Any]
+    signing_key: SigningKey
+    encryption: str = "age"
+
+    def __post_init__(self) -> None:
+        """Refuse a run that would encrypt to nobody, or pretend to encrypt."""
+        if self.encryption not in ("age", "none"):
+            raise ValueError("encryption is age or none, not %r" % self.encryption)
+        if self.encryption == "age" and not self.data_recipients:
+            raise ValueError("encryption needs a recipient")
+        if self.encryption == "none" and (self.data_recipients or self.catalog_recipients):
+            raise ValueError("recipients are of no use without encryption")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether anything is encrypted."""
+        return self.encryption == "age"
+
+    @property
+    def data(self) -> Optional[list[Any]]:
+        """Recipients of segments, None for no encryption."""
+        return list(self.data_recipients) if self.encrypted else None
+
+    @property
+    def catalog(self) -> Optional[list[Any]]:
+        """Recipients of index and metadata, None for no encryption."""
+        return [*self.data_recipients, *self.catalog_recipients] if self.encrypted else None
+
+
+@dataclass
+class _Disk:
+    """What is known of a disk while its blocks come; ``view`` digests (number, digest) of every block not zero."""
+
+    ova: OvaDisk
+    units: int = 0
+    zeros: int = 0
+    plain: int = 0
+    next: int = 0
+    first_seen: bool = False
+    view: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.ova.virtual_size // BLOCK)
+
+
+class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
+    """A point under way: ``put_ova`` once, ``put_block`` for each block in the order of the archive, ``commit``.
+
+    Leaving the context without a successful ``commit`` removes every object that was written. ``point`` is its
+    identifier, ``stored_bytes`` what it takes in the store so far, ``metadata`` (after ``commit``) what was recorded.
+    """
+
+    def __init__(
+        self, store: PosixStore, vm_uuid: str, keys: WriterKeys, point: PointId, kind: str, parent: Optional[PointId]
+    ) -> None:
+        self.point = point
+        self.metadata: dict[str, Any] = {}
+        self._store = store
+        self._vm_uuid = vm_uuid
+        self._folder = layout.vm_folder(vm_uuid)
+        self._keys = keys
+        self._kind = kind
+        self._parent = parent
+        self._written: list[str] = []  # small objects, in the order of their creation
+        self._disks: dict[str, _Disk] = {}
+        self._order: list[str] = []
+        self._ova_frame = b""
+        self._ova_digest = ""
+        self._committed = False
+        self._index = IndexWriter(store.scratch())
+        self._segments = SegmentWriter(
+            store, lambda number: self._folder + layout.segment_name(point, number, keys.encrypted), keys.data
+        )
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._index.close()
+        if not self._committed:
+            self.abort()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the point's objects so far."""
+        return self._segments.stored_bytes
+
+    def put_ova(self, xml: bytes) -> None:
+        """Store the description of the VM; it says which disks follow. Raises XvaError for one that is malformed."""
+        if self._ova_frame:
+            raise ValueError("a point has one description")
+        self._disks = {disk.label: _Disk(disk) for disk in Ova.parse(xml).disks}
+        self._order = list(self._disks)
+        self._ova_frame = encode_ova(xml)
+        self._ova_digest = hashlib.sha256(xml).hexdigest()
+        self._segments.put(self._ova_frame)
+
+    def put_block(self, label: str, number: int, unit: EncodedUnit) -> None:
+        """Store the block at ``number`` MiB of the disk ``label``.
+
+        A full point keeps no zero block but the first and the last of a disk: where it is restored, it would take
+        space. ValueError for blocks that do not come in order or do not fit their disk.
+        """
+        disk = self._disks[label]
+        self._begin(label)
+        last = disk.blocks - 1
+        if not disk.next <= number <= last or unit.plain_len != min(BLOCK, disk.ova.virtual_size - number * BLOCK):
+            raise ValueError("block %d of %d bytes has no place on disk %s" % (number, unit.plain_len, label))
+        disk.next = number + 1
+        disk.first_seen = disk.first_seen or number == 0
+        if unit.zero and self._kind == "full" and number not in (0, last):
+            return
+        offset = self._segments.put(unit.frame)
+        self._index.add(IndexRecord(number, offset, len(unit.frame), unit.zero, unit.short, unit.digest))
+        disk.units += 1
+        disk.plain += unit.plain_len
+        if unit.zero:
+            disk.zeros += 1
+        else:
+            disk.view.update(number.to_bytes(4, "little") + unit.digest)
+
+    def commit(self, meta: dict[str, Any]) -> PointRecord:
+        """Make the point exist, and return its record.
+
+        ``meta`` is what the caller knows: ``vm``, ``host``, ``disks`` (a list; entries are joined by ``label`` with
+        what is known here), ``method``, ``consistency``, ``warnings``, ``stats``, ``tool``, ...
+        Raises PointDamaged when a disk is not complete, or an object vanished meanwhile.
+        """
+        self._check_complete()
+        self._segments.put(encode_end())
+        segments = self._segments.finish()
+        objects = [(one.sha256.hex(), one.name[len(self._folder):]) for one in segments]
+        committed = datetime.now(timezone.utc).replace(microsecond=0)
+        self.metadata = self._complete(meta, segments, committed)
+        objects.append(self._write_index(segments))
+        objects.append(self._write_meta())
+        result = PointRecord(
+            vm_uuid=self._vm_uuid, point=self.point, parent=self._parent, seq=self.point.seq,
+            started=self.point.moment, committed=committed, kind=self._kind, objects=tuple(objects), mover=_mover(),
+        )
+        text = record.render(result)
+        self._check_present(objects, segments)
+        name = self._folder + layout.record_name(self.point)
+        self._put(name + ".sig", record.sign(text, self._keys.signing_key))
+        self._put(name, text)
+        # a run that took this one for dead may have removed its objects while it slept: then it is no point
+        self._check_present(objects, segments)
+        self._committed = True
+        return result
+
+    def abort(self) -> None:
+        """Remove every object of the point, the record first: it must never list what is gone."""
+        self._segments.abort()
+        with suppress(RepositoryError):  # then all that remains stays: the VM's next run removes it
+            for name in [*reversed(self._written), *self._segments.begun]:
+                self._store.remove(name)
+
+    def _begin(self, label: str) -> None:
+        """Leave the disks before this one behind, complete."""
+        if label not in self._order:
+            raise ValueError("disk %s comes a second time" % label)
+        while self._order[0] != label:
+            self._check_disk(self._disks[self._order.pop(0)])
+
+    def _check_complete(self) -> None:
+        if not self._ova_frame:
+            raise PointDamaged("The restore point has no description of its VM.")
+        for disk in self._disks.values():
+            self._check_disk(disk)
+
+    def _check_disk(self, disk: _Disk) -> None:
+        if disk.blocks and (not disk.first_seen or disk.next != disk.blocks):
+            raise PointDamaged(
+                "Disk %s (%s) is not complete: its blocks end at %d of %d MiB."
+                % (disk.ova.label, disk.ova.name_label, disk.next, disk.blocks)
+            )
+
+    def _write_index(self, segments: Sequence[Segment]) -> tuple[str, str]:
+        name = layout.index_name(self.point, self._keys.encrypted)
+        self._written.append(self._folder + name)
+        writer = ObjectWriter(self._store, self._folder + name, self._keys.catalog)
+        try:
+            disks = []
+            count = 0
+            for disk in self.metadata["disks"]:
+                written = disk["units_written"]
+                disks.append(IndexDisk(disk["vdi_uuid"], disk["label"], disk["virtual_size"], count, written))
+                count += written
+            self._index.finish(writer, disks, [one.entry for one in segments])
+            writer.commit()
+        finally:
+            writer.abort()
+        return writer.digest().hex(), name
+
+    def _write_meta(self) -> tuple[str, str]:
+        name = layout.meta_name(self.point, self._keys.encrypted)
+        self._written.append(self._folder + name)
+        writer = ObjectWriter(self._store, self._folder + name, self._keys.catalog)
+        try:
+            writer.write(json.dumps(self.metadata, ensure_ascii=False, sort_keys=True, indent=1).encode("utf-8"))
+            writer.commit()
+        finally:
+            writer.abort()
+        return writer.digest().hex(), name
+
+    def _put(self, name: str, data: bytes) -> None:
+        self._written.append(name)
+        self._store.put(name, data)
+
+    def _check_present(self, objects: Sequence[tuple[str, str]], segments: Sequence[Segment]) -> None:
+        sizes = {one.name: one.cipher_len for one in segments}
+        for _digest, listed in objects:
+            name = self._folder + listed
+            size = self._store.size(name)
+            if size != sizes.get(name, size):
+                raise PointDamaged("%s changed while the restore point was being written." % name)
+
+    def _complete(self, meta: dict[str, Any], segments: Sequence[Segment], committed: datetime) -> dict[str, Any]:
+        given = {disk["label"]: disk for disk in meta.get("disks", ())}
+        unknown = sorted(set(given) - set(self._disks))
+        if unknown:
+            raise ValueError("metadata for disks that are not in the archive: %s" % ", ".join(unknown))
+        return {
+            **meta,
+            "schema": SCHEMA,
+            "point": self.point,
+            "parent": self._parent,
+            "seq": self.point.seq,
+            "kind": self._kind,
+            "started": self.point.moment.strftime(MOMENT),
+            "committed": committed.strftime(MOMENT),
+            "disks": [_describe_disk(disk, given.get(label, {})) for label, disk in self._disks.items()],
+            "segments": [_describe_segment(one, len(self._folder)) for one in segments],
+            "extent_bytes": EXTENT,
+            "layers": [self.point],
+            "ova_xml": {"sha256": self._ova_digest, "frame_bytes": len(self._ova_frame)},
+            "encryption": self._keys.encryption,
+            "recipients": [
+                *[_describe_recipient(one, "data") for one in self._keys.data_recipients],
+                *[_describe_recipient(one, "catalog") for one in self._keys.catalog_recipients],
+            ],
+            "compression": {"name": "zstd", "level": LEVEL},
+        }
+
+
+def _describe_disk(disk: _Disk, given: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "vdi_uuid": disk.ova.vdi_uuid,
+        "name_label": disk.ova.name_label,
+        "userdevice": disk.ova.userdevice,
+        "type": disk.ova.type,
+        **given,
+        "label": disk.ova.label,
+        "virtual_size": disk.ova.virtual_size,
+        "block_size": BLOCK,
+        "units_written": disk.units,
+        "zero_units": disk.zeros,
+        "bytes_plain": disk.plain,
+        "digest_of_view": disk.view.hexdigest(),
+    }
+
+
+def _describe_segment(segment: Segment, prefix: int) -> dict[str, Any]:
+    extents = segment.extents
+    return {
+        "name": segment.name[prefix:],
+        "plain_bytes": segment.plain_len,
+        "cipher_bytes": segment.cipher_len,
+        "sha256": segment.sha256.hex(),
+        "extents_sha256": [extents[at:at + 32].hex() for at in range(0, len(extents), 32)],
+    }
+
+
+def _describe_recipient(recipient: Any, role: str) -> dict[str, str]:
+    text = str(recipient)
+    kind = "mlkem768x25519" if text.startswith("age1pq1") else "X25519"
+    return {"role": role, "type": kind, "id": "sha256:%s" % hashlib.sha256(text.encode("ascii")).hexdigest()[:16]}
+
+
+def _mover() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:253] or "-"

@@ -1,0 +1,40 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: BSD-2-Clause
+"""Removes what runs left behind that were killed: objects and temporary files that belong to no committed point."""
+from __future__ import annotations
+
+from contextlib import suppress
+
+from . import layout
+from .errors import ObjectMissing
+from .lease import Lease
+from .posix import PosixStore
+
+# after this long, in seconds, even a run that may be alive loses what it wrote; its commit will then refuse
+ABANDONED = 24 * 3600.0
+
+
+def sweep(store: PosixStore, lease: Lease) -> list[str]:
+    """Remove the garbage of the lease's VM and return the names.
+
+    It goes at once when the run that wrote it is known to be dead (``lease.certain``), else when the store's own clock
+    says that it is more than a day old. To be called by the lease's holder before it begins a point.
+    """
+    removed = []
+    oldest = None if lease.certain else store.now() - ABANDONED
+    for name in _garbage(store, lease.vm_uuid):
+        with suppress(ObjectMissing):
+            if oldest is None or store.modified(name) < oldest:
+                store.remove(name)
+                removed.append(name)
+    return removed
+
+
+def _garbage(store: PosixStore, vm_uuid: str) -> list[str]:
+    folder = layout.vm_folder(vm_uuid)
+    # objects are listed before records: what is committed in between is in the second list
+    objects = [name for part in ("pt/", "meta/", "idx/", "seg/") for name in store.list(folder + part)]
+    committed = layout.committed_points(store.list(folder + "pt/"))
+    garbage = [name for name in objects if layout.point_in(name) not in (None, *committed)]
+    prefixes = tuple(layout.TEMPORARY + name.replace("/", ",") for name in (folder, layout.lease_name(vm_uuid)))
+    return garbage + [name for name in store.list(layout.TEMPORARY) if name.startswith(prefixes)]
