@@ -51,9 +51,11 @@ class Request:
     connection: socket.socket
     cookies: dict[str, str] = field(default_factory=dict)
     answered: bool = False
+    wait: Callable[[], None] = lambda: None  # returns when the host is not hung
 
     def send(self, data: bytes | memoryview) -> None:
         """Write to the client."""
+        self.wait()
         self.answered = True
         self.connection.sendall(data)
 

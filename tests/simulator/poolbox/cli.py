@@ -1,0 +1,109 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command: serve the world of a YAML file until SIGTERM."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import yaml
+
+from . import control
+from .certificates import Authority
+from .http_server import Listener
+from .pool import Pool, World
+from .world import load_world
+
+# each registers its methods or handlers
+IMPLEMENTATIONS = ("sessions", "events", "tasks_api", "lifecycle", "snapshots", "objects", "transfers", "metadata", "raw_vdi")
+
+
+def common_port(addresses: list[str]) -> int:
+    """A port that is free on every address: clients that follow an address keep the port they know."""
+    for dummy in range(100):
+        with socket.create_server((addresses[0], 0)) as probe:
+            port = probe.getsockname()[1]
+        try:
+            for address in addresses:
+                socket.create_server((address, port)).close()
+        except OSError:
+            continue
+        return int(port)
+    raise OSError("no port is free on all hosts' addresses")
+
+
+def description(world: World, pool: Pool) -> dict[str, object]:
+    """A pool in the ready-file; the coordinator is its first member."""
+    db, account = pool.db, next(iter(pool.accounts.values()))
+    hosts = sorted(pool.hosts, key=lambda host: host.ref != pool.coordinator)
+    vms = db.find("VM", is_a_template=False, is_a_snapshot=False, is_control_domain=False)
+    return {
+        "members": [host.url for host in hosts],
+        "username": account.name,
+        "password": account.password,
+        "vms": {db.field("VM", ref, "name_label"): db.field("VM", ref, "uuid") for ref in vms},
+        "srs": {db.field("SR", ref, "name_label"): db.field("SR", ref, "uuid") for ref in db.refs("SR")},
+    }
+
+
+def start(world: World, port: int | None) -> list[Listener]:
+    """Make the certificates and listen for every host."""
+    authority = Authority(world.state_dir / "certificates")
+    world.ca_path = authority.path
+    hosts = [(pool, host) for pool in world.pools.values() for host in pool.hosts]
+    port = port or common_port([host.address for dummy, host in hosts])
+    listeners = []
+    for pool, host in hosts:
+        host.port = host.port or port
+        host.listener = Listener(pool, host, authority.issue(f"{host.name}.{pool.name}", host.address))
+        host.listener.start()
+        listeners.append(host.listener)
+    return listeners
+
+
+def write_ready(path: Path, world: World) -> None:
+    """Write the ready-file whole or not at all."""
+    content = {
+        "ca": str(world.ca_path),
+        "control": world.control_url,
+        "pools": {name: description(world, pool) for name, pool in world.pools.items()},
+    }
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(description="Serve simulated XenServer and XCP-ng pools.")
+    parser.add_argument("--config", type=Path, required=True, help="YAML description of the pools")
+    parser.add_argument("--state", type=Path, required=True, help="folder for disks and certificates")
+    parser.add_argument("--ready", type=Path, required=True, help="file to write when all is served")
+    options = parser.parse_args()
+    for name in IMPLEMENTATIONS:
+        importlib.import_module(f".{name}", __package__)
+    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    options.state.mkdir(parents=True, exist_ok=True)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *dummy: ended.set())
+    world = load_world(config, options.config.resolve().parent, options.state.resolve())
+    listeners = start(world, config.get("port"))
+    server = control.serve(world, ended.set)
+    write_ready(options.ready, world)
+    ended.wait()
+    server.shutdown()
+    for listener in listeners:
+        listener.stop()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
