@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Dict, Iterator, Mapping, Optional
 
 from .errors import XvaError
 from .values import Scalar, Value, parse_value, render_value
@@ -23,7 +23,7 @@ _ID = re.compile("(?:Opaque)?Ref:[0-9A-Za-z-]{1,64}")
 _INTEGER = re.compile("[0-9]{1,19}")
 _FREE_TEXT = frozenset(("name_label", "name_description", "tags"))  # may look like a reference and is none
 
-Record = dict  # member name -> value, as values.parse_value gives them: integers are decimal text
+Record = Dict[str, Any]  # member name -> value, as values.parse_value gives them: integers are decimal text
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ class Ova:
         for label in [*self._objects, *self._references()]:
             labels.setdefault(label, "Ref:%d" % (FIRST_OTHER_LABEL + len(labels) - len(disk_labels)))
         copy = _copied(self._root)
-        assert isinstance(copy, dict)
         copy["objects"] = [
             {**item, "id": labels[label], "snapshot": _relabelled(item["snapshot"], labels)}
             for label, item in self._objects.items()
@@ -222,7 +221,7 @@ def _update(record: Record, **fields: Any) -> None:
         record[name] = Scalar(value, before.tag) if isinstance(before, Scalar) and isinstance(value, str) else value
 
 
-def _copied(value: Value) -> Value:
+def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copied(item) for name, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

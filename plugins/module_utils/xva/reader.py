@@ -45,7 +45,7 @@ class Block:
 
 
 class XvaReader:
-    """Reads an uncompressed archive from ``fileobj`` in one pass, with at most one block in memory.
+    """Reads an uncompressed archive from ``fileobj`` in one pass, one block at a time.
 
     The description, ``ova``, is read at once. ``verify=False`` leaves the blocks' checksums to the caller. Raises
     XvaError for everything that is not whole and in order, and whatever ``fileobj`` raises.

@@ -85,7 +85,7 @@ class _Element:
     def __init__(self, tag: str) -> None:
         self.tag = tag
         self.texts: list[str] = []
-        self.values: list[Any] = []
+        self.values: list[Any] = []  # of a struct: pairs of name and value
         self.name: Optional[str] = None
 
 
@@ -131,7 +131,7 @@ class _Builder:
             self.result = parent.values[0]
 
 
-def _finished(element: _Element) -> Value:
+def _finished(element: _Element) -> Any:
     tag = element.tag
     if tag == "nil":
         return None

@@ -199,12 +199,14 @@ def test_canonical_is_idempotent_and_keeps_everything_else(disks):
     assert without_references(plain(once.to_bytes())) == without_references(plain(document))
 
 
-@pytest.mark.parametrize("labels", [
-    {}, {"Ref:9": "Ref:1"}, {**LABELS, "Ref:11": "Ref:1004"}, {**LABELS, "Ref:9": "Ref:1001"},
-    {**LABELS, "Ref:9": "Ref:10000"}, {**LABELS, "Ref:9": "disk"}, {**LABELS, "Ref:9": "Ref:1/../x"},
+@pytest.mark.parametrize("labels, problem", [
+    ({}, "not for the disks"), ({"Ref:9": "Ref:1"}, "not for the disks"),
+    ({**LABELS, "Ref:11": "Ref:1004"}, "not for the disks"), ({**LABELS, "Ref:9": "Ref:1001"}, "the same label"),
+    ({**LABELS, "Ref:9": "Ref:10000"}, "cannot be"), ({**LABELS, "Ref:9": "disk"}, "cannot be"),
+    ({**LABELS, "Ref:9": "Ref:1/../x"}, "cannot be"),
 ])
-def test_labels_that_do_not_fit(disks, labels):
-    with pytest.raises(XvaError):
+def test_labels_that_do_not_fit(disks, labels, problem):
+    with pytest.raises(XvaError, match=problem):
         Ova.parse(ova(disks)).canonical(labels)
 
 
@@ -269,6 +271,7 @@ def test_sizes_no_disk_has(disks, size):
     (b"<value>LAN</value>", b"<value>\xff</value>"),
     (b"<value>LAN</value>", b"<value>&lan;</value>"),
     (b"<value>LAN</value>", b"<value>" * 100 + b"</value>" * 100),
+    (b"<value>LAN</value>", b"<value><array><data>" * 100 + b"</data></array></value>" * 100),
     (b"</value></member></struct></value>", b""),
 ])
 def test_malformed(disks, old, new):

@@ -20,6 +20,7 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xva.xva_ma
     Disk,
     Member,
     block,
+    header,
     members_of,
     pack,
     v7_header,
@@ -268,6 +269,12 @@ def edited(edit) -> bytes:
     return pack(edit(members_of([Disk("Ref:9", image)])))
 
 
+def renumbered(members: list[Member], by: int) -> list[Member]:
+    return [
+        Member(f"{name[:6]}{int(name[6:14]) + by:08d}{name[14:]}", data) for name, data in members
+    ]
+
+
 @pytest.mark.parametrize("edit", [
     lambda m: m[:3] + m[5:7] + m[3:5] + m[7:],                   # two blocks swapped
     lambda m: m[:5] + m[3:5] + m[5:],                            # a block twice
@@ -291,7 +298,9 @@ def edited(edit) -> bytes:
     lambda m: m[:3] + block("Ref:9", 1, m[3].data[:-512]) + m[5:],
     lambda m: m[:3] + block("Ref:9", 1, m[3].data + bytes(512)) + m[5:],
     lambda m: m[:1] + block("Ref:9", 0, b"") + m[3:],            # an empty member instead of the first block
+    lambda m: m[:1] + block("Ref:9", 0, b"") + renumbered(m[1:], 1),  # likewise, and all goes on
     lambda m: m + block("Ref:9", 6, b""),                        # an empty member after the last block
+    lambda m: m[:-2] + block("Ref:9", 6, b""),                   # an empty member beyond the end, no last block
     lambda m: m[:3] + [Member("Ref:9/100000001", m[3].data), Member("Ref:9/100000001.xxhash", m[4].data)] + m[5:],
     lambda m: m[:3] + [Member("Ref:9/0000001", m[3].data), Member("Ref:9/0000001.xxhash", m[4].data)] + m[5:],
     lambda m: m[:3] + [Member("Ref:9/+0000001", m[3].data), Member("Ref:9/+0000001.xxhash", m[4].data)] + m[5:],
@@ -348,15 +357,35 @@ def test_compressed_archives_are_named(small, compress, name):
 
 @pytest.mark.parametrize("size", [2 * 16 * MIB, 8 ** 11 - 1])
 def test_a_header_that_claims_much_costs_nothing(size):
+    extended = bytearray(v7_header("extended", size))
+    extended[154:157] = b"\0 x"
+    extended[148:154] = b"%06o" % (sum(extended) - sum(extended[148:156]) + 8 * 32)
+    disk = [Disk("Ref:9", b"\x01" * 1000)]
+    description, data, _checksum = members_of(disk)
     tracemalloc.start()
     try:
         problem(v7_header("ova.xml", size) + bytes(4096))
-        description = pack(members_of([Disk("Ref:9", bytes(MIB))])[:1], end=b"")
-        problem(description + v7_header("Ref:9/00000000", size) + bytes(4096))
+        problem(bytes(extended) + bytes(4096))
+        problem(pack([description], end=b"") + v7_header("Ref:9/00000000", size) + bytes(4096))
+        problem(pack([description, data], end=b"") + v7_header("Ref:9/00000000.xxhash", size) + bytes(4096))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 2 * MIB
+
+
+def test_a_name_in_two_fields(small):
+    """POSIX lets ustar split a name; GNU's header has other things in that place."""
+    archive = pack(members_of([small]), "ustar")
+    plain = header("Ref:9/00000000", MIB, "ustar")
+    split = bytearray(header("00000000", MIB, "ustar"))
+    split[345:350] = b"Ref:9"
+    split[148:154] = b"%06o" % (sum(split) - sum(split[148:156]) + 8 * 32)
+    assert plain in archive
+    assert rebuild(archive.replace(plain, bytes(split))) == {"Ref:9": small.image}
+    split[257:265] = b"ustar  \0"
+    split[148:154] = b"%06o" % (sum(split) - sum(split[148:156]) + 8 * 32)
+    assert "'00000000' follows" in str(problem(archive.replace(plain, bytes(split))))
 
 
 def test_links_directories_and_sparse_members_are_refused(small, tmp_path):
