@@ -11,8 +11,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
 
 import xxhash
 import zstandard
@@ -23,6 +25,7 @@ from .v7tar import BLOCK, Member, TarError, is_header, next_member, padding
 
 CHUNK = 1 << 20
 LARGEST_MEMBER = 64 << 20
+IN_FLIGHT = 2
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _DIGESTS: dict[str, Callable[[memoryview], str]] = {
     "xxhash": lambda data: f"{xxhash.xxh64_intdigest(data):016X}",
@@ -38,13 +41,17 @@ class PrematureEof(ApiError):
 
 
 class Stream(Protocol):
-    """What an archive is read from: at most as many bytes as the buffer takes, 0 at the end."""
+    """What an archive is read from. Both return 0 at the end."""
 
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the buffer; fewer bytes only before the end."""
+
+    def readinto1(self, buffer: memoryview, /) -> int | None:
+        """Put there what has come."""
 
 
-class Limited:
-    """The first `limit` bytes of a stream, or all of them, after some that were read already."""
+class Body:
+    """A stream with the bytes that were read already put back, as long as `limit` bytes if that is given."""
 
     def __init__(self, stream: Stream, first: bytes, limit: int | None) -> None:
         self._stream = stream
@@ -52,6 +59,20 @@ class Limited:
         self._left = None if limit is None else max(limit - len(first), 0)
 
     def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer, as far as the stream goes."""
+        return self._read(self._stream.readinto, buffer)
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes of what has come, as decompressors ask for it."""
+        buffer = bytearray(size)
+        return bytes(buffer[:self._read(self._stream.readinto1, memoryview(buffer))])
+
+    def drain(self) -> None:
+        """Read and forget the rest."""
+        while self.read(CHUNK):
+            pass
+
+    def _read(self, readinto: Callable[[memoryview], int | None], buffer: memoryview) -> int:
         if self._first:
             count = min(len(buffer), len(self._first))
             buffer[:count] = self._first[:count]
@@ -59,31 +80,22 @@ class Limited:
             return count
         if self._left is not None:
             buffer = buffer[:self._left]
-        count = (self._stream.readinto(buffer) or 0) if len(buffer) else 0
+        count = (readinto(buffer) or 0) if len(buffer) else 0
         if self._left is not None:
             self._left -= count
         return count
-
-    def read(self, size: int = -1) -> bytes:
-        """As decompressors ask for it."""
-        buffer = bytearray(CHUNK if size < 0 else size)
-        return bytes(buffer[:self.readinto(memoryview(buffer))])
-
-    def drain(self) -> None:
-        """Read and forget the rest."""
-        scrap = memoryview(bytearray(CHUNK))
-        while self.readinto(scrap):
-            pass
 
 
 class Archive:
     """An XVA being read: plain, or through gzip or zstd, whichever its first 512 bytes tell."""
 
     def __init__(self, stream: Stream, length: int | None) -> None:
-        first = _take(stream, BLOCK)
-        self._raw = Limited(stream, first, length)
+        first = bytearray(BLOCK)
+        if stream.readinto(memoryview(first)) != BLOCK:
+            raise PrematureEof
         self.compressed = not is_header(first)
-        self._source: Stream = self._raw
+        self._raw = Body(stream, bytes(first), length if self.compressed else None)
+        self._source: Any = self._raw
         if self.compressed and first.startswith(_ZSTD_MAGIC):
             decompressor = zstandard.ZstdDecompressor()
             self._source = decompressor.stream_reader(self._raw, read_size=CHUNK, read_across_frames=True)
@@ -132,62 +144,77 @@ class Archive:
 
 
 class DiskReceiver:
-    """Takes the disks of an archive out of the stream, in the order of their ids as text."""
+    """Takes the disks of an archive out of the stream, in the order of their ids as text.
+
+    One thread receives; another writes and verifies what was received, so that neither waits for the other.
+    """
 
     def __init__(self, archive: Archive, force: bool, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._archive = archive
         self._force = force
         self._progress = progress
         self._first_length: int | None = None
-        self._buffer = bytearray(CHUNK)
+        self._buffers = [bytearray(CHUNK) for _ in range(IN_FLIGHT + 1)]
         self._done = 0
 
     def receive(self, disks: Iterable[tuple[str, int, Target]]) -> None:
         """Read every (label, size in bytes, disk to write to)."""
         for label, size, disk in sorted(disks, key=lambda item: item[0]):
-            self._receive_one(label, size, disk)
+            self.receive_one(label, size, disk)
 
-    def _receive_one(self, label: str, size: int, disk: Target) -> None:
+    def receive_one(self, label: str, size: int, disk: Target) -> None:
+        """Read the members of one disk of `size` bytes."""
         offset, last = 0, "-1"
-        while offset < size:
-            member = self._archive.member()
-            if self._first_length is None:
-                self._first_length = member.size
-            suffix = member.name[len(label) + 1:]
-            if not member.name.startswith(label) or suffix <= last:
-                raise ApiError("IMPORT_ERROR", 'Stream_vdi.Failure("Invalid XVA file")')
-            skipped = (_number(suffix) - _number(last) - 1) * self._first_length
-            data = self._data(member)
-            self._write(disk, offset + skipped, data)
-            self._verify(member, data)
-            self._done += skipped + member.size
-            self._progress(self._done)
-            offset += skipped + member.size
-            last = suffix
+        pending: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, "import") as writer:
+            while offset < size:
+                member = self._archive.member()
+                if self._first_length is None:
+                    self._first_length = member.size
+                suffix = member.name[len(label) + 1:]
+                if not member.name.startswith(label) or suffix <= last:
+                    raise ApiError("IMPORT_ERROR", 'Stream_vdi.Failure("Invalid XVA file")')
+                skipped = (_number(suffix) - _number(last) - 1) * self._first_length
+                data = self._data(member)
+                pending.append(writer.submit(self._store, disk, offset + skipped, member, data, *self._checksum()))
+                if len(pending) > IN_FLIGHT:
+                    pending.popleft().result()
+                self._done += skipped + member.size
+                self._progress(self._done)
+                offset += skipped + member.size
+                last = suffix
+            for store in pending:
+                store.result()
 
     def _data(self, member: Member) -> memoryview:
         if member.size > LARGEST_MEMBER:
             raise ApiError("IMPORT_ERROR", f"{member.name} is too large")
-        if member.size > len(self._buffer):
-            self._buffer = bytearray(member.size)
-        data = memoryview(self._buffer)[:member.size]
+        buffer = self._buffers.pop(0)
+        if member.size > len(buffer):
+            buffer = bytearray(member.size)
+        self._buffers.append(buffer)
+        data = memoryview(buffer)[:member.size]
         self._archive.fill(data)
         self._archive.read(padding(member.size))
         return data
 
-    def _write(self, disk: Target, offset: int, data: memoryview) -> None:
+    def _checksum(self) -> tuple[str, str]:
+        """Read the next member: its name and what it says."""
+        member = self._archive.member()
+        if member.size > BLOCK:
+            raise ApiError("IMPORT_ERROR", f"Found unsupported checksum file: {member.name}")
+        text = self._archive.read(member.size).decode("ascii", "replace")
+        self._archive.read(padding(member.size))
+        return member.name, text
+
+    def _store(self, disk: Target, offset: int, member: Member, data: memoryview, name: str, text: str) -> None:
         try:
             disk.pwrite(offset, data)
         except (OSError, ValueError) as error:
             raise ApiError("VDI_IO_ERROR", "Device I/O errors") from error
-
-    def _verify(self, member: Member, data: memoryview) -> None:
-        checksum = self._archive.member()
-        kind = checksum.name.rpartition(".")[2]
+        kind = name.rpartition(".")[2]
         if kind not in _DIGESTS:
-            raise ApiError("IMPORT_ERROR", f"Found unsupported checksum file: {checksum.name}")
-        text = self._archive.read(checksum.size).decode("ascii", "replace")
-        self._archive.read(padding(checksum.size))
+            raise ApiError("IMPORT_ERROR", f"Found unsupported checksum file: {name}")
         expected = _DIGESTS[kind](data)
         if text != expected and not self._force:
             told = f"Block {member.name} checksum failed: original = {text}; recomputed = {expected}"
@@ -199,14 +226,3 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise ApiError("IMPORT_ERROR", 'Failure("int_of_string")') from error
-
-
-def _take(stream: Stream, size: int) -> bytes:
-    buffer = bytearray(size)
-    done = 0
-    while done < size:
-        count = stream.readinto(memoryview(buffer)[done:])
-        if not count:
-            raise PrematureEof
-        done += count
-    return bytes(buffer)
