@@ -12,13 +12,14 @@ import hmac
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 from uuid import UUID
 
 from ..age.keys import X25519Identity
 from ..age.stream import AgeReader, AgeWriter
 from ..xva.writer import BLOCK
 from .errors import PointDamaged
+from .posix import Scratch
 from .units import MOST_FRAME
 
 MAGIC = b"XVAIDX1\0"
@@ -73,12 +74,12 @@ class IndexRecord(NamedTuple):
 
 
 class IndexWriter:
-    """Collects records in ``scratch`` (a temporary file), encrypted with a key that only this object ever has.
+    """Collects records in ``scratch``, encrypted with a key that only this object ever has.
 
     The tables in front of the records are known only at the end, and memory must not grow with the disks.
     """
 
-    def __init__(self, scratch: BinaryIO) -> None:
+    def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._identity = X25519Identity.generate()
         self._spool = AgeWriter(scratch, [self._identity.recipient()])
@@ -94,11 +95,10 @@ class IndexWriter:
             self._flush()
 
     def finish(self, out: Any, disks: Sequence[IndexDisk], segments: Sequence[IndexSegment]) -> None:
-        """Write the whole index to ``out`` (anything with ``write``) and close the scratch file."""
+        """Write the whole index to ``out``, which is anything with ``write``."""
         self._flush()
         self._spool.close()
-        self._scratch.seek(0)
-        records = AgeReader(self._scratch, [self._identity])
+        records = AgeReader(self._scratch.reading(), [self._identity])
         hasher = hashlib.sha256()
         tables = [HEADER.pack(MAGIC, HEADER.size, RECORD.size, SHA256, BLOCK, len(disks), len(segments), 0, self.count)]
         for disk in disks:
@@ -116,7 +116,6 @@ class IndexWriter:
             out.write(piece)
             piece = records.read(_PIECE)
         out.write(hasher.digest())
-        self._scratch.close()
 
     def close(self) -> None:
         """Forget what was collected."""

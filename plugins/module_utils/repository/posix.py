@@ -135,13 +135,13 @@ class PosixStore:
             found = os.statvfs(self.path)
             return found.f_bavail * found.f_frsize
 
-    def scratch(self) -> BinaryIO:
+    def scratch(self) -> Scratch:
         """A nameless temporary file; it is gone when closed, or when its process is."""
         name = TEMPORARY + "scratch.%s" % secrets.token_hex(6)
         with reporting("write", name), self.folder(name, make=True) as (folder, leaf):
             file = os.open(leaf, os.O_RDWR | _NEW_FILE, 0o600, dir_fd=folder)
             os.unlink(leaf, dir_fd=folder)
-            return open(file, "w+b")
+            return Scratch(file)
 
     def probe(self) -> None:
         """Try what everything here rests on: writing, reading it back, and that a name cannot be taken twice."""
@@ -163,11 +163,9 @@ class PosixStore:
     def folder(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
         """Open the folder of ``name`` one part at a time and give its descriptor and the name's last part.
 
-        Raises OSError; ELOOP or ENOTDIR where a part is a symbolic link.
+        Raises ValueError for what is no name, and OSError; ELOOP or ENOTDIR where a part is a symbolic link.
         """
-        parts = name.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise ValueError("%r is no name" % name)
+        parts = _parts(name)
         here = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in parts[:-1]:
@@ -255,6 +253,33 @@ class PosixWriter:
         self._pushed = self.size
 
 
+class Scratch:
+    """A nameless temporary file: written from its beginning to its end, then read."""
+
+    def __init__(self, file: int) -> None:
+        self._file: Optional[int] = file
+
+    def write(self, data: Data) -> int:
+        """Append ``data``."""
+        assert self._file is not None
+        with reporting("write", "a temporary file"):
+            _write_all(self._file, data)
+        return len(data)
+
+    def reading(self) -> BinaryIO:
+        """What was written, from the beginning; valid until ``close()``."""
+        assert self._file is not None
+        os.lseek(self._file, 0, os.SEEK_SET)
+        return open(self._file, "rb", buffering=0, closefd=False)
+
+    def close(self) -> None:
+        """Forget the content; harmless when done twice."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # nothing in it is wanted any more
+                os.close(file)
+
+
 @contextmanager
 def reporting(doing: str, name: str) -> Iterator[None]:
     """Turn an OSError into what an administrator can act on."""
@@ -279,8 +304,15 @@ def _explain(doing: str, name: str, error: OSError) -> RepositoryError:
     return RepositoryError(said, "Check the repository's storage.")
 
 
+def _parts(name: str) -> list[str]:
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError("%r is no name" % name)
+    return parts
+
+
 def _temporary_name(name: str) -> str:
-    return "%s%s.%s" % (TEMPORARY, name.replace("/", ","), secrets.token_hex(6))
+    return "%s%s.%s" % (TEMPORARY, ",".join(_parts(name)), secrets.token_hex(6))
 
 
 def _write_all(file: int, data: Data) -> None:

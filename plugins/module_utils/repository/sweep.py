@@ -18,13 +18,16 @@ def sweep(store: PosixStore, lease: Lease) -> list[str]:
     """Remove the garbage of the lease's VM and return the names.
 
     It goes at once when the run that wrote it is known to be dead (``lease.certain``), else when the store's own clock
-    says that it is more than a day old. To be called by the lease's holder before it begins a point.
+    says that it is more than a day old; so do temporary files that belong to no VM. To be called by the lease's holder
+    before it begins a point.
     """
     removed = []
-    oldest = None if lease.certain else store.now() - ABANDONED
-    for name in _garbage(store, lease.vm_uuid):
+    oldest = store.now() - ABANDONED
+    garbage = _garbage(store, lease.vm_uuid)
+    unowned = [name for name in store.list(layout.TEMPORARY) if not name.startswith(_temporaries("vm/", "lease/"))]
+    for name in garbage + unowned:
         with suppress(ObjectMissing):
-            if oldest is None or store.modified(name) < oldest:
+            if (lease.certain and name in garbage) or store.modified(name) < oldest:
                 store.remove(name)
                 removed.append(name)
     return removed
@@ -36,5 +39,10 @@ def _garbage(store: PosixStore, vm_uuid: str) -> list[str]:
     objects = [name for part in ("pt/", "meta/", "idx/", "seg/") for name in store.list(folder + part)]
     committed = layout.committed_points(store.list(folder + "pt/"))
     garbage = [name for name in objects if layout.point_in(name) not in (None, *committed)]
-    prefixes = tuple(layout.TEMPORARY + name.replace("/", ",") for name in (folder, layout.lease_name(vm_uuid)))
-    return garbage + [name for name in store.list(layout.TEMPORARY) if name.startswith(prefixes)]
+    ours = _temporaries(folder, layout.lease_name(vm_uuid))
+    return garbage + [name for name in store.list(layout.TEMPORARY) if name.startswith(ours)]
+
+
+def _temporaries(*names: str) -> tuple[str, ...]:
+    """How the names of temporary files begin for objects whose names begin like this."""
+    return tuple(layout.TEMPORARY + name.replace("/", ",") for name in names)
