@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import env_fallback
 
 if TYPE_CHECKING:
+    from .age.sshsig import AllowedSigners
+    from .repository.point_writer import WriterKeys
     from .xapi.client import PoolClient
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Spec = dict[str, dict[str, Any]]
 
@@ -96,3 +102,56 @@ def pool_client(options: dict[str, Any]) -> PoolClient:
     )
     members = [member.strip() for member in options["hostname"]]
     return PoolClient(members, options["username"], options["password"], tls=tls)
+
+
+def writer_keys(options: dict[str, Any]) -> WriterKeys:
+    """The keys that the options of writing() and catalog() name. Raises AgeError naming the key that is no good."""
+    from .age.errors import KeyFormatError
+    from .age.files import load_signing_key, recipients_of
+    from .age.keys import parse_recipient
+    from .repository.point_writer import WriterKeys
+
+    encrypted = options["encryption"] == "age"
+    if encrypted and not options["recipients"]:
+        raise KeyFormatError(
+            "there is nobody to encrypt to: give recipients, or say encryption: none to store the guests' data readable"
+        )
+    if not options["signing_key"]:
+        raise KeyFormatError("there is no signing_key to vouch for restore points: make one with xen_backup_key")
+    catalog_texts = list(options["catalog_recipients"])
+    for path in options.get("catalog_identities", ()):
+        catalog_texts += [text for text in recipients_of(path) if text not in catalog_texts]
+    return WriterKeys(
+        [parse_recipient(text) for text in options["recipients"]] if encrypted else [],
+        [parse_recipient(text) for text in catalog_texts] if encrypted else [],
+        load_signing_key(options["signing_key"]),
+        options["encryption"],
+    )
+
+
+def signers(options: dict[str, Any]) -> AllowedSigners | None:
+    """Whose points are believed: allowed_signers and one's own signing_key; None when neither is given."""
+    from .age.files import load_signers, load_signing_key
+    from .age.sshsig import AllowedSigners
+
+    found = AllowedSigners([])
+    if options.get("allowed_signers"):
+        found += load_signers(options["allowed_signers"])
+    if options.get("signing_key"):
+        found += AllowedSigners.of(load_signing_key(options["signing_key"]))
+    return found if options.get("allowed_signers") or options.get("signing_key") else None
+
+
+def identities(options: dict[str, Any]) -> list[Any]:
+    """The identities in all files that the options name."""
+    from .age.files import load_identities
+
+    return load_identities([*options.get("identities", ()), *options.get("catalog_identities", ())])
+
+
+def duration(text: str) -> timedelta:
+    """A span such as ``90m`` or ``1d12h``. Raises ValueError."""
+    parts = re.findall(r"(\d+)([smhdw])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text.replace(" ", ""):
+        raise ValueError("%r is no span of time: expected numbers with s, m, h, d or w, such as 90m or 1d12h" % text)
+    return sum((timedelta(**{UNITS[unit]: int(number)}) for number, unit in parts), timedelta())

@@ -47,7 +47,8 @@ def line_text(line: str) -> str:
     if not total:
         return f"{vm}: {phase}"
     share = 100 * done / total
-    return f"{vm}: {phase}, {share:.0f} % of {size_text(total)}, {size_text(report['rate'])}/s, {report['seconds']:.0f} s"
+    pace = f"{size_text(report['rate'])}/s, {report['seconds']:.0f} s"
+    return f"{vm}: {phase}, {share:.0f} % of {size_text(total)}, {pace}"
 
 
 class _Tail(threading.Thread):
@@ -93,7 +94,9 @@ class ProgressAction(ActionBase):
             return self._watch_local(task_vars)
         return self._watch_remote(task_vars)
 
-    def _module(self, task_vars: dict[str, t.Any] | None, more: dict[str, t.Any], wrap_async: t.Any) -> dict[str, t.Any]:
+    def _module(
+        self, task_vars: dict[str, t.Any] | None, more: dict[str, t.Any], wrap_async: t.Any
+    ) -> dict[str, t.Any]:
         return self._execute_module(
             module_args={**self._task.args, **more}, task_vars=task_vars, wrap_async=bool(wrap_async)
         )
@@ -124,7 +127,8 @@ class ProgressAction(ActionBase):
     def _poll(self, task_vars: dict[str, t.Any] | None, job: dict[str, t.Any], path: str) -> dict[str, t.Any]:
         if "ansible_job_id" not in job:
             return job
-        status_args = {"jid": job["ansible_job_id"], "_async_dir": self.get_shell_option("async_dir", "~/.ansible_async")}
+        folder = self.get_shell_option("async_dir", "~/.ansible_async")
+        status_args = {"jid": job["ansible_job_id"], "_async_dir": folder}
         shown = 0
         while True:
             time.sleep(POLL_EVERY)

@@ -46,3 +46,6 @@ def naming(doing: str, vm: str) -> Iterator[None]:
     except (AgeError, PoolError, RepositoryError, XvaError, OSError) as error:
         cause = str(getattr(error, "message", "") or error).rstrip(".")
         raise EngineError("Could not %s VM %r: %s." % (doing, vm, cause), _remedy(error)) from error
+
+
+PROBLEMS = (AgeError, EngineError, PoolError, RepositoryError, XvaError)  # all that is told to a user as it is

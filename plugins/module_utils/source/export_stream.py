@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from ..xapi.client import PoolClient
-from ..xapi.transfers import export_vm
+from ..xapi.transfers import Export, export_vm
 from ..xva.ova import Ova
 from ..xva.reader import Block, XvaReader
 
@@ -15,7 +15,7 @@ from ..xva.reader import Block, XvaReader
 class ExportStream:
     """An export under way: ``ova`` is its description; ``blocks()`` may be walked once and is checked to the end."""
 
-    def __init__(self, transfer: object, reader: XvaReader) -> None:
+    def __init__(self, transfer: Export, reader: XvaReader) -> None:
         self._transfer = transfer
         self._reader = reader
         self.ova: Ova = reader.ova
@@ -27,11 +27,11 @@ class ExportStream:
         When all blocks came, the task is awaited: only its status says that the export is whole.
         """
         yield from self._reader.blocks()
-        self._transfer.finish()  # type: ignore[attr-defined]
+        self._transfer.finish()
 
 
 @contextmanager
-def open_export(client: PoolClient, ref: str, stall_timeout: float) -> Iterator[ExportStream]:
+def open_export(client: PoolClient, ref: str, stall_timeout: float, subject: str) -> Iterator[ExportStream]:
     """Export the halted VM or snapshot ``ref`` uncompressed (the mover compresses, on all its cores)."""
-    with export_vm(client, ref, stall_timeout=stall_timeout) as transfer:
+    with export_vm(client, ref, stall_timeout=stall_timeout, subject="VM %s" % subject) as transfer:
         yield ExportStream(transfer, XvaReader(transfer, verify=False))

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import Union
-
-import xxhash
 
 from .errors import XvaError
 from .tarfmt import SECTOR, make_header, padding
+
+with suppress(ImportError):
+    import xxhash
 
 BLOCK = 1048576
 END = bytes(2 * SECTOR)

@@ -1,0 +1,93 @@
+# Copyright (c) 2026 Guestark contributors
+# SPDX-License-Identifier: BSD-2-Clause
+"""Exports one VM to a plain file: .xva, .xva.zst or .xva.zst.age."""
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, BinaryIO, Iterator, Sequence
+
+from ..age.stream import AgeWriter
+from ..repository.units import encode_end, encode_ova
+from ..source.export_stream import ExportStream, open_export
+from ..xapi.client import PoolClient
+from ..xva.reader import Block
+from ..xva.writer import BLOCK, END, block_unit, ova_unit
+from .archive import check_block
+from .backup import BackupOrder, blocks_of, source_of
+from .errors import EngineError, naming
+from .labels import canonical_labels
+from .pipeline import ordered
+from .progress import Progress
+
+PLAIN, COMPRESSED, ENCRYPTED = ".xva", ".xva.zst", ".xva.zst.age"
+
+
+def format_of(path: str) -> str:
+    """Which of the three formats a file's name stands for. Raises EngineError."""
+    for ending in (PLAIN, COMPRESSED, ENCRYPTED):
+        if path.endswith(ending):
+            return ending
+    raise EngineError(
+        "%s does not tell the format by its name." % path,
+        "Let it end in %s, %s or %s." % (PLAIN, COMPRESSED, ENCRYPTED),
+    )
+
+
+def export_file(
+    client: PoolClient, path: str, recipients: Sequence[Any], order: BackupOrder, progress: Progress
+) -> list[str]:
+    """Export a VM to a file that appears only when it is complete; return warnings. Raises EngineError."""
+    ending, warnings = format_of(path), []  # type: ignore[var-annotated]
+    if ending == ENCRYPTED and not recipients:
+        raise EngineError("%s is to be encrypted, but to nobody." % path, "Give recipients.")
+    with naming("export", order.vm["name_label"]), ExitStack() as stack:
+        sink = stack.enter_context(_appearing(path))
+        snapshot = stack.enter_context(source_of(client, order, "file", progress, warnings))
+        stream = stack.enter_context(open_export(client, snapshot, order.stall_timeout, order.vm["name_label"]))
+        progress.phase("export")
+        out: Any = AgeWriter(sink, recipients) if ending == ENCRYPTED else sink
+        for data in _plain(stream, progress) if ending == PLAIN else _compressed(stream, progress):
+            out.write(data)
+        if ending == ENCRYPTED:
+            out.close()
+    return warnings
+
+
+def _compressed(stream: ExportStream, progress: Progress) -> Iterator[bytes]:
+    labels = canonical_labels(stream.ova)
+    yield encode_ova(stream.ova.canonical(labels).to_bytes())
+    for _label, _number, unit in blocks_of(stream, labels, progress):
+        yield unit.frame
+    yield encode_end()
+
+
+def _plain(stream: ExportStream, progress: Progress) -> Iterator[bytes]:
+    labels = canonical_labels(stream.ova)
+
+    def unit_of(block: Block) -> bytes:
+        check_block(block)
+        return block_unit(labels[block.label], block.offset // BLOCK, block.data)
+
+    yield ova_unit(stream.ova.canonical(labels).to_bytes())
+    for unit in ordered(stream.blocks(), unit_of):
+        yield unit
+    yield END
+
+
+@contextmanager
+def _appearing(path: str) -> Iterator[BinaryIO]:
+    """A file that has its name only when the block ended well and its bytes are on the disk."""
+    folder = os.path.dirname(os.path.abspath(path))
+    descriptor, temporary = tempfile.mkstemp(prefix=".guestark-", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=BLOCK) as sink:
+            yield sink
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
