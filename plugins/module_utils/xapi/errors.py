@@ -40,8 +40,8 @@ class XapiError(PoolError):
         what = " of ".join(part for part in (operation, subject) if part)
         explained = _fill(meaning.happened, self.params)
         raw = ": ".join(part for part in (code, ", ".join(param for param in self.params if param)) if part)
-        message = "%s [%s]." % ("%s failed: %s" % (what, explained) if what else explained, raw)
-        super().__init__(message[0].upper() + message[1:], _fill(meaning.remedy, self.params))
+        happened = "%s failed: %s" % (what, explained) if what else explained[0].upper() + explained[1:]
+        super().__init__("%s [%s]." % (happened, raw), _fill(meaning.remedy, self.params))
 
     @property
     def wire(self) -> list[str]:

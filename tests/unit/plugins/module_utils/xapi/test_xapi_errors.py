@@ -21,6 +21,11 @@ def test_an_error_says_what_happened_to_which_vm_what_to_do_and_the_raw_code():
     assert error.wire == ["VM_BAD_POWER_STATE", "OpaqueRef:1", "halted, suspended", "running"]
 
 
+def test_what_is_not_said_is_left_out():
+    assert XapiError("SR_FULL", [], "pool.sync").message == "pool.sync failed: the storage repository is full [SR_FULL]."
+    assert XapiError("SR_FULL").message == "The storage repository is full [SR_FULL]."
+
+
 def test_missing_parameters_are_no_failure_of_their_own():
     assert "…" in str(XapiError("OPERATION_BLOCKED"))
 
