@@ -139,7 +139,9 @@ if [ "$layers" -eq 1 ]; then
     unpack <"$work/segments" >"$work/xva"
     [ ! -e "$work/bad" ] || fail "cannot be decrypted or decompressed: $(cat "$work/bad")"
     tar -tf "$work/xva" >"$work/names" || fail "the archive is damaged"
+    tar -tvf "$work/xva" >"$work/kinds" || fail "the archive is damaged"
     check_members <"$work/names"
+    ! grep -v '^-' "$work/kinds" >/dev/null || fail "the archive holds links or devices"
 else
     # Later layers replace blocks of earlier ones, so they are laid over each other as files.
     mkdir "$work/files"
