@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,9 +98,10 @@ class Exchange:
         except ApiError as error:
             task.fail(error)
             raise
-        except Exception as error:
+        except Exception as error:  # a mistake of the simulator: the client must see it, not wait for ever
+            traceback.print_exc()
             task.fail(ApiError("INTERNAL_ERROR", repr(error)))
-            raise
+            raise ApiError("INTERNAL_ERROR", repr(error)) from error
         else:
             task.succeed()
 

@@ -70,5 +70,5 @@ def import_metadata(req: Request, ctx: Context) -> None:
             vdi_map={key[4:]: value for key, value in req.query.items() if key.startswith("vdi:") and len(key) > 4},
         )
         archive = Archive(wire, exchange.length())
-        task.result(receive(ctx, archive, options, task))
+        task.result(receive(ctx, archive, options, task, wire.end))
         archive.settle()

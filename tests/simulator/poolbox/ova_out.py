@@ -16,6 +16,7 @@ from typing import Any
 
 from .database import Database, DateTime
 from .ova import EXPORT_VERSION, Exported, Ova
+from .tpm import get_contents
 
 NULL = "OpaqueRef:NULL"
 EPOCH = DateTime("19700101T00:00:00Z")
@@ -95,7 +96,7 @@ class Table:
     def objects(self) -> list[Exported]:
         """All numbered rows of all exported classes, as they go into the document."""
         result = []
-        for cls in CLASSES:
+        for cls in (cls for cls in CLASSES if cls in self.db.model.classes):
             for ref in self.db.refs(cls):
                 if ref in self.ids:
                     result.append(Exported(cls, self.ids[ref], _FIXERS[cls](self, self.db.get(cls, ref))))
@@ -190,7 +191,7 @@ def _sr(table: Table, sr: Record) -> Record:
 def _vtpm(table: Table, vtpm: Record) -> Record:
     """A record of its own: the state of the TPM travels in clear."""
     fields = {"VM": table.lookup(vtpm["VM"])} | {field: vtpm[field] for field in ("uuid", "is_unique", "is_protected")}
-    fields["content"] = vtpm.get("contents", "")
+    fields["content"] = get_contents(table.db.by_uuid("VTPM", vtpm["uuid"]))
     return {f"vTPM'_{field}": value for field, value in fields.items()}
 
 

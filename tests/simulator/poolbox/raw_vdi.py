@@ -134,7 +134,7 @@ def _receive(exchange: Exchange, vdi: str | None, sr: str, task: TaskHandle) -> 
         return
     length = exchange.length()
     if vdi is None:
-        vdi = _new_vdi(ctx, sr, int(length or 0))
+        vdi = space.new_vdi(ctx.pool, sr, name_label="Imported VDI", virtual_size=length, type="user")
     fault = exchange.fault("import_raw_vdi", vdi=ctx.db.field("VDI", vdi, "uuid"))
     wire = exchange.answer("1.1", "application/octet-stream", None, task)
     with attached(ctx.pool, ctx.host, vdi, "RW") as disk:
@@ -167,10 +167,6 @@ def _objection(exchange: Exchange, form: str, vdi: str | None) -> tuple[str, int
 def _limit(fault: dict[str, object]) -> int | None:
     limit = fault.get("sr_full")
     return 0 if limit is True else limit  # type: ignore[return-value]
-
-
-def _new_vdi(ctx: Context, sr: str, size: int) -> str:
-    return ctx.call("VDI.create", {"name_label": "Imported VDI", "SR": sr, "virtual_size": size, "type": "user"})
 
 
 def _fill_disk(exchange: Exchange, wire: Wire, form: str, target: Target, length: int, progress: Progress) -> None:

@@ -35,7 +35,7 @@ def export(req: Request, ctx: Context) -> None:
             exchange.redirect(choose_host(ctx.pool, srs))
         except ApiError as error:
             exchange.fail_task(error)
-            exchange.close()
+            req.close()
         return
     with exchange.task("VM.export") as task:
         task.progress(0.0)
@@ -87,9 +87,8 @@ def import_vm(req: Request, ctx: Context) -> None:
         wire = exchange.answer("1.1", "application/octet-stream", None, task)
         options = Options(sr, restore=exchange.flag("restore"), force=exchange.flag("force"))
         archive = Archive(wire, exchange.length())
-        vms = receive(ctx, archive, options, task, fault.get("sr_full"))
+        vms = receive(ctx, archive, options, task, wire.end, fault.get("sr_full"))
         archive.settle()
-        wire.end()
         task.result(vms)
 
 
@@ -114,11 +113,12 @@ def _refuse(exchange: Exchange, sr: str) -> None:
         raise ApiError("IMPORT_ERROR_CANNOT_HANDLE_CHUNKED")
 
 
-def receive(ctx: Context, archive: Archive, options: Options, task: TaskHandle,
+def receive(ctx: Context, archive: Archive, options: Options, task: TaskHandle, last: Callable[[], None],
             sr_full: bool | int | None = None) -> list[str]:
     """Read an archive into new VMs and disks; return the VMs. On failure nothing stays, unless forced.
 
-    `sr_full`: True when the SR is to have no room for disks, a number for that many bytes of content.
+    `last` is called when everything is read and may still fail it. `sr_full`: True when the SR is to have no room for
+    disks, a number for that many bytes of content.
     """
     importer = Importer(ctx, task, options, open_document(ctx, archive.ova(), options))
     if sr_full is True:
@@ -128,7 +128,8 @@ def receive(ctx: Context, archive: Archive, options: Options, task: TaskHandle,
         task.mark("object_creation", "complete")
         if options.sr is not None:
             _receive_disks(ctx, archive, importer, options, task, sr_full)
-            task.check()
+        task.check()
+        last()
     except (KeyError, ValueError, TypeError) as error:
         importer.undo()
         raise ApiError("IMPORT_ERROR", repr(error)) from error

@@ -17,7 +17,7 @@ import select
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import zstandard
 
@@ -32,8 +32,8 @@ class Connection(Protocol):
 
     def send(self, data: bytes | memoryview, /) -> None: ...
 
-    @property
-    def rfile(self) -> BinaryIO: ...
+    rfile: Any
+    wait: Callable[[], None]
 
     def fileno(self) -> int: ...
 
@@ -68,14 +68,18 @@ class Wire:
         self._send(data)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Receive until the buffer is full or a fault comes in between; 0 when there will be no more."""
-        return self._receive(self._connection.rfile.readinto, buffer)  # type: ignore[attr-defined]
+        """Receive until the buffer is full; fewer bytes only where the client, or a fault, has ended it."""
+        done = 0
+        while done < len(buffer) and (count := self._receive(self._connection.rfile.readinto, buffer[done:])):
+            done += count
+        return done
 
     def readinto1(self, buffer: memoryview) -> int:
         """Receive what has come; 0 when there will be no more."""
-        return self._receive(self._connection.rfile.readinto1, buffer)  # type: ignore[attr-defined]
+        return self._receive(self._connection.rfile.readinto1, buffer)
 
     def _receive(self, readinto: Callable[[memoryview], int | None], buffer: memoryview) -> int:
+        self._connection.wait()
         try:
             while self._events and self._events[0][0] <= self.moved:
                 self._happen(self._events.pop(0)[1])
