@@ -19,7 +19,7 @@ from ..xva.errors import XvaError
 from ..xva.ova import Ova
 from ..xva.reader import Block, XvaReader
 from ..xva.writer import BLOCK, block_unit, verify_checksum
-from .labels import canonical_labels
+from .description import canonical_labels
 from .pipeline import ordered
 
 with suppress(ImportError):

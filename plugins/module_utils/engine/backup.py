@@ -24,8 +24,8 @@ from ..xva.ova import OvaDisk
 from ..xva.reader import Block
 from ..xva.writer import BLOCK
 from .archive import check_block
+from .description import canonical_labels, description_of
 from .errors import naming
-from .labels import canonical_labels
 from .pipeline import ordered
 from .progress import Progress
 
@@ -146,7 +146,7 @@ def _export(
     origins = _origins(client, source)
     with open_export(client, snapshot, order.stall_timeout, order.vm["name_label"]) as stream:
         labels = canonical_labels(stream.ova)
-        point.put_ova(stream.ova.canonical(labels).to_bytes())
+        point.put_ova(description_of(stream.ova, labels, order.vm))
         progress.phase("export")
         for label, number, unit in blocks_of(stream, labels, progress):
             point.put_block(label, number, unit)

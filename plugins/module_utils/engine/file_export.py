@@ -16,8 +16,8 @@ from ..xva.reader import Block
 from ..xva.writer import BLOCK, END, block_unit, ova_unit
 from .archive import check_block
 from .backup import BackupOrder, blocks_of, source_of
+from .description import canonical_labels, description_of
 from .errors import EngineError, naming
-from .labels import canonical_labels
 from .pipeline import ordered
 from .progress import Progress
 
@@ -48,29 +48,29 @@ def export_file(
         stream = stack.enter_context(open_export(client, snapshot, order.stall_timeout, order.vm["name_label"]))
         progress.phase("export")
         out: Any = AgeWriter(sink, recipients) if ending == ENCRYPTED else sink
-        for data in _plain(stream, progress) if ending == PLAIN else _compressed(stream, progress):
+        for data in _plain(stream, order.vm, progress) if ending == PLAIN else _compressed(stream, order.vm, progress):
             out.write(data)
         if ending == ENCRYPTED:
             out.close()
     return warnings
 
 
-def _compressed(stream: ExportStream, progress: Progress) -> Iterator[bytes]:
+def _compressed(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iterator[bytes]:
     labels = canonical_labels(stream.ova)
-    yield encode_ova(stream.ova.canonical(labels).to_bytes())
+    yield encode_ova(description_of(stream.ova, labels, vm))
     for _label, _number, unit in blocks_of(stream, labels, progress):
         yield unit.frame
     yield encode_end()
 
 
-def _plain(stream: ExportStream, progress: Progress) -> Iterator[bytes]:
+def _plain(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iterator[bytes]:
     labels = canonical_labels(stream.ova)
 
     def unit_of(block: Block) -> bytes:
         check_block(block)
         return block_unit(labels[block.label], block.offset // BLOCK, block.data)
 
-    yield ova_unit(stream.ova.canonical(labels).to_bytes())
+    yield ova_unit(description_of(stream.ova, labels, vm))
     for unit in ordered(stream.blocks(), unit_of):
         yield unit
     yield END

@@ -15,12 +15,11 @@ from ..xapi.transfers import import_vm
 from ..xva.ova import Ova
 from ..xva.writer import BLOCK, END, ova_unit
 from .archive import Archive
+from .description import READABLE_BY_ALL
 from .errors import EngineError, naming
 from .progress import Progress
 
 ORIGIN_KEY = "guestark:restored-from"  # in other_config of a restored VM: makes a second restore a no-op
-# every release reads archives of this version (xapi.md 5.8)
-READABLE_BY_ALL = (1, 20)
 VIF_KEPT = (
     "device", "MTU", "other_config", "qos_algorithm_type", "qos_algorithm_params", "locking_mode", "ipv4_allowed",
     "ipv6_allowed",

@@ -231,7 +231,7 @@ class PosixWriter:
             with self._store.folder(self._temporary) as (source, leaf):
                 with self._store.folder(self.name, make=True) as (target, final):
                     _publish(source, leaf, target, final)
-                    pass
+                    _sync_folder(target)
                 with suppress(OSError):
                     os.unlink(leaf, dir_fd=source)
 
