@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from . import space
 from .api import Context
 from .database import Database, DateTime, initial
 from .errors import ApiError
 from .lifecycle import update_allowed_operations
+from .objects import create_vdi
 from .ova import Exported, Ova, OvaError, parse
 from .ova_out import NULL, Record
+from .snapshots import remove_vdi
 from .tasks import TaskHandle
 from .tpm import set_contents
 
@@ -220,8 +221,10 @@ class Importer:
         fields = typed(self._db, "VDI", item.snapshot)
         sr = self._lookup(item.snapshot["SR"])
         fields["sm_config"] = fields["sm_config"] | {IMPORT_TASK: self._task.ref}
-        vdi = space.new_vdi(self._ctx.pool, sr, **fields)
-        self._undo.append(lambda: space.remove_vdi(self._ctx.pool, vdi))
+        if not self._db.field("SR", sr, "PBDs"):
+            raise ApiError("SR_HAS_NO_PBDS", sr)
+        vdi = create_vdi(self._ctx, fields | {"SR": sr})
+        self._undo.append(lambda: remove_vdi(self._ctx, vdi))
         self.table[item.id] = vdi
 
     def _metrics(self, item: Exported) -> None:

@@ -14,6 +14,7 @@ from .api import Context, Request, handler
 from .attach import attached, choose_host, sees
 from .errors import ApiError
 from .exchange import Exchange
+from .objects import create_vdi
 from .storage import Disk, Target
 from .tasks import TaskHandle
 from .vhd import BLOCK, MAX_SIZE, Parent, VhdError, VhdReader, write_vhd
@@ -134,7 +135,7 @@ def _receive(exchange: Exchange, vdi: str | None, sr: str, task: TaskHandle) -> 
         return
     length = exchange.length()
     if vdi is None:
-        vdi = space.new_vdi(ctx.pool, sr, name_label="Imported VDI", virtual_size=length, type="user")
+        vdi = create_vdi(ctx, {"name_label": "Imported VDI", "SR": sr, "virtual_size": length, "type": "user"})
     fault = exchange.fault("import_raw_vdi", vdi=ctx.db.field("VDI", vdi, "uuid"))
     wire = exchange.answer("1.1", "application/octet-stream", None, task)
     with attached(ctx.pool, ctx.host, vdi, "RW") as disk:

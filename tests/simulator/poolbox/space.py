@@ -8,8 +8,6 @@ A thick repository sets a disk's whole virtual size aside when the disk is made;
 from __future__ import annotations
 
 import math
-from typing import Any
-from uuid import uuid4
 
 from .errors import ApiError
 from .layers import ZEROS
@@ -43,26 +41,6 @@ def require(pool: Pool, sr: str, size: int) -> None:
     needed = size if pool.db.field("SR", sr, "type") in THICK else 1
     if needed > free(pool, sr):
         raise no_space()
-
-
-def new_vdi(pool: Pool, sr: str, **fields: Any) -> str:
-    """Make an empty disk and its row for a transfer. Raises SR_HAS_NO_PBDS, SR_BACKEND_FAILURE_44."""
-    if not pool.db.field("SR", sr, "PBDs"):
-        raise ApiError("SR_HAS_NO_PBDS", sr)
-    require(pool, sr, fields["virtual_size"])
-    uuid = str(uuid4())
-    pool.storage.create(uuid, fields["virtual_size"])
-    return pool.db.create("VDI", **(fields | {"uuid": uuid, "location": uuid, "SR": sr, "managed": True}))
-
-
-def remove_vdi(pool: Pool, vdi: str) -> None:
-    """Undo `new_vdi`; the disk's content goes when nobody has it open any more."""
-    with pool.db.lock:
-        uuid = pool.db.field("VDI", vdi, "uuid")
-        for vbd in pool.db.field("VDI", vdi, "VBDs"):
-            pool.db.destroy("VBD", vbd)
-        pool.db.destroy("VDI", vdi)
-        pool.storage.destroy(uuid)
 
 
 def refresh(pool: Pool, sr: str) -> None:
