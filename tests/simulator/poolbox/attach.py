@@ -20,11 +20,16 @@ from .storage import Disk
 LINGER_SECONDS = 0.3
 
 
+_lingering: dict[str, threading.Timer] = {}
+
+
 @contextmanager
 def attached(pool: Pool, host: Host, vdi: str, mode: str) -> Iterator[Disk]:
     """Open a disk through dom0 of `host`; `mode` is "RO" or "RW". Raises VDI_IN_USE, VDI_READONLY and the like."""
     with pool.db.lock:
         record = pool.db.get("VDI", vdi)
+        for vbd in set(record["VBDs"]) & _lingering.keys():
+            _detach(pool, vbd)
         _assert_attachable(pool, vdi, mode)
         disk = pool.storage.open(record["uuid"])
         vbd = pool.db.create(
@@ -38,11 +43,17 @@ def attached(pool: Pool, host: Host, vdi: str, mode: str) -> Iterator[Disk]:
         disk.close()
         timer = threading.Timer(LINGER_SECONDS, _detach, (pool, vbd))
         timer.daemon = True
+        with pool.db.lock:
+            _lingering[vbd] = timer
         timer.start()
 
 
 def _detach(pool: Pool, vbd: str) -> None:
+    """Let go of a disk: when its time has come, or because the next transfer wants it."""
     with pool.db.lock:
+        timer = _lingering.pop(vbd, None)
+        if timer is not None:
+            timer.cancel()
         if pool.db.exists("VBD", vbd):
             pool.db.destroy("VBD", vbd)
 

@@ -28,10 +28,11 @@ def export_metadata(req: Request, ctx: Context) -> None:
             vms = _all_vms(exchange) if exchange.flag("all") else [exchange.vm()]
             with ExitStack() as locks:
                 for vm in vms:
-                    locks.enter_context(vm_locked(ctx, vm, task, "metadata_export"))
+                    if not ctx.db.field("VM", vm, "is_control_domain"):
+                        locks.enter_context(vm_locked(ctx, vm, task, "metadata_export"))
                 body = _archive(exchange, vms)
         except ApiError:
-            exchange.raw_head("HTTP/1.1 500 internal error", {"content-length": "0"})
+            req.send(b"HTTP/1.1 500 internal error\r\ncontent-length: 0\r\n\r\n")
             raise
         wire = exchange.answer("1.0", "application/octet-stream", "export.xva", task, length=len(body))
         wire.write(body)

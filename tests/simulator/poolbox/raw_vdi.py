@@ -19,7 +19,7 @@ from .storage import Disk, Target
 from .tasks import TaskHandle
 from .vhd import BLOCK, MAX_SIZE, Parent, VhdError, VhdReader, write_vhd
 from .wire import Progress, Wire
-from .xva_in import Archive, DiskReceiver, PrematureEof
+from .xva_in import DiskReceiver, PrematureEof, Source
 from .xva_out import CHUNK, ZEROS, XvaWriter
 
 CONTENT_TYPES = {"raw": "application/octet-stream", "vhd": "application/vhd", "tar": "application/x-tar"}
@@ -139,10 +139,12 @@ def _receive(exchange: Exchange, vdi: str | None, sr: str, task: TaskHandle) -> 
     fault = exchange.fault("import_raw_vdi", vdi=ctx.db.field("VDI", vdi, "uuid"))
     wire = exchange.answer("1.1", "application/octet-stream", None, task)
     with attached(ctx.pool, ctx.host, vdi, "RW") as disk:
+        if form != "raw" and not _zeroed(ctx, vdi):
+            raise ApiError("VDI_IO_ERROR", "Device I/O errors")
         target = space.MeteredDisk(disk, space.budget(ctx.pool, sr, _limit(fault)))
         progress = Progress(task, length or disk.size)
         if form == "tar":
-            DiskReceiver(Archive(wire, None), False, progress).receive_one(TAR_FOLDER, disk.size, target)
+            DiskReceiver(Source(wire), False, progress).receive_one(TAR_FOLDER, disk.size, target)
         else:
             _fill_disk(exchange, wire, form, target, disk.size if length is None else length, progress)
     wire.end()
@@ -165,6 +167,15 @@ def _objection(exchange: Exchange, form: str, vdi: str | None) -> tuple[str, int
     return "", 0
 
 
+def _zeroed(ctx: Context, vdi: str) -> bool:
+    """Whether a new disk there is known to be zeros: not so on LVM without VHD, nor on thick EqualLogic volumes."""
+    record = ctx.db.get("VDI", vdi)
+    sr = ctx.db.get("SR", record["SR"])
+    if sr["type"] in ("lvm", "lvmoiscsi", "lvmohba"):
+        return sr["sm_config"].get("use_vhd") == "true" and record["sm_config"].get("type") != "raw"
+    return not (sr["type"] == "equal" and sr["sm_config"].get("allocation") == "thick")
+
+
 def _limit(fault: dict[str, object]) -> int | None:
     limit = fault.get("sr_full")
     return 0 if limit is True else limit  # type: ignore[return-value]
@@ -172,7 +183,7 @@ def _limit(fault: dict[str, object]) -> int | None:
 
 def _fill_disk(exchange: Exchange, wire: Wire, form: str, target: Target, length: int, progress: Progress) -> None:
     """Raw, in the private framing or not, and VHD; whatever goes wrong is a device error, as from XAPI's helper."""
-    source = Archive(wire, None)
+    source = Source(wire)
     try:
         if form == "vhd":
             VhdReader(source.fill, target).receive(exchange.length())
@@ -184,7 +195,7 @@ def _fill_disk(exchange: Exchange, wire: Wire, form: str, target: Target, length
         raise ApiError("VDI_IO_ERROR", "Device I/O errors") from error
 
 
-def _receive_records(source: Archive, target: Target) -> None:
+def _receive_records(source: Source, target: Target) -> None:
     """Little-endian u64 offset, u32 length, data; a record of zeros ends it."""
     while True:
         offset, length = _RECORD.unpack(source.read(_RECORD.size))
@@ -193,7 +204,7 @@ def _receive_records(source: Archive, target: Target) -> None:
         _receive_span(source, target, offset, length)
 
 
-def _receive_span(source: Archive, target: Target, offset: int, length: int, progress: Progress | None = None) -> None:
+def _receive_span(source: Source, target: Target, offset: int, length: int, progress: Progress | None = None) -> None:
     buffer = memoryview(bytearray(min(BLOCK, length)))
     end = offset + length
     while offset < end:

@@ -86,21 +86,11 @@ class Body:
         return count
 
 
-class Archive:
-    """An XVA being read: plain, or through gzip or zstd, whichever its first 512 bytes tell."""
+class Source:
+    """A stream read in exact amounts."""
 
-    def __init__(self, stream: Stream, length: int | None) -> None:
-        first = bytearray(BLOCK)
-        if stream.readinto(memoryview(first)) != BLOCK:
-            raise PrematureEof
-        self.compressed = not is_header(first)
-        self._raw = Body(stream, bytes(first), length if self.compressed else None)
-        self._source: Any = self._raw
-        if self.compressed and first.startswith(_ZSTD_MAGIC):
-            decompressor = zstandard.ZstdDecompressor()
-            self._source = decompressor.stream_reader(self._raw, read_size=CHUNK, read_across_frames=True)
-        elif self.compressed:
-            self._source = gzip.GzipFile(fileobj=self._raw, mode="rb")  # type: ignore[call-overload]
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes."""
@@ -112,7 +102,7 @@ class Archive:
         """Fill `view` whole. Raises PrematureEof when the stream, or what it unpacks to, is too short."""
         while len(view):
             try:
-                count = self._source.readinto(view)
+                count = self._stream.readinto(view)
             except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
                 raise PrematureEof from error
             if not count:
@@ -120,11 +110,28 @@ class Archive:
             view = view[count:]
 
     def member(self) -> Member:
-        """The next header. Raises ApiError IMPORT_ERROR when there is none."""
+        """The next tar header. Raises ApiError IMPORT_ERROR when there is none."""
         try:
             return next_member(self.read)
         except TarError as error:
             raise ApiError("IMPORT_ERROR", f"Invalid XVA file: {error}") from error
+
+
+class Archive(Source):
+    """An XVA being read: plain, or through gzip or zstd, whichever its first 512 bytes tell."""
+
+    def __init__(self, stream: Stream, length: int | None) -> None:
+        first = bytearray(BLOCK)
+        if stream.readinto(memoryview(first)) != BLOCK:
+            raise PrematureEof
+        self.compressed = not is_header(first)
+        self._body = Body(stream, bytes(first), length if self.compressed else None)
+        super().__init__(self._body)
+        if self.compressed and first.startswith(_ZSTD_MAGIC):
+            decompressor = zstandard.ZstdDecompressor()
+            self._stream = decompressor.stream_reader(self._body, read_size=CHUNK, read_across_frames=True)
+        elif self.compressed:
+            self._stream = gzip.GzipFile(fileobj=self._body, mode="rb")  # type: ignore[call-overload]
 
     def ova(self) -> bytes:
         """The document every archive begins with."""
@@ -140,7 +147,7 @@ class Archive:
     def settle(self) -> None:
         """Wait as the real importer does: what feeds a decompressor goes on until the body, or the connection, ends."""
         if self.compressed:
-            self._raw.drain()
+            self._body.drain()
 
 
 class DiskReceiver:
@@ -149,7 +156,7 @@ class DiskReceiver:
     One thread receives; another writes and verifies what was received, so that neither waits for the other.
     """
 
-    def __init__(self, archive: Archive, force: bool, progress: Callable[[int], None] = lambda _done: None) -> None:
+    def __init__(self, archive: Source, force: bool, progress: Callable[[int], None] = lambda _done: None) -> None:
         self._archive = archive
         self._force = force
         self._progress = progress
