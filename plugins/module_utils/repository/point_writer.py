@@ -189,7 +189,7 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         """Remove every object of the point, the record first: it must never list what is gone."""
         self._segments.abort()
         with suppress(RepositoryError):  # then all that remains stays: the VM's next run removes it
-            for name in [*self._segments.begun, *self._written]:
+            for name in [*reversed(self._written), *self._segments.begun]:
                 self._store.remove(name)
 
     def _begin(self, label: str) -> None:
