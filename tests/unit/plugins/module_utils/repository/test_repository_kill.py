@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.repository import sweep as sweeping
+from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import PointDamaged
 from ansible_collections.guestark.xen.plugins.module_utils.repository.lease import Lease
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
@@ -105,6 +107,39 @@ def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(tmp_path):
         shutil.rmtree(path)
         at += 1
     assert at > 150 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
+
+
+def test_a_run_killed_while_it_takes_its_point_back_lists_nothing_that_is_gone(tmp_path):
+    base = tmp_path / "base"
+    run(base, OLD)
+
+    def refuse_after_commit(path) -> None:
+        repository = Repository.open(PosixStore(str(path)))
+        with suppress(PointDamaged), repository.new_point(VM, KEYS) as point:
+            checks = iter((None, PointDamaged("an object vanished")))
+
+            def check(*_arguments) -> None:
+                error = next(checks)
+                if error:
+                    raise error
+
+            point._check_present = check
+            write(point, NEW)
+
+    at, outcomes = 0, []
+    while True:
+        path = tmp_path / ("killed%d" % at)
+        shutil.copytree(base, path)
+        ended = not killed(at, lambda path=path: refuse_after_commit(path))
+        repository = Repository.open(PosixStore(str(path)))
+        outcomes.append(len(repository.points(VM)))
+        is_whole(repository, [OLD, NEW][:outcomes[-1]])
+        if ended:
+            break
+        shutil.rmtree(path)
+        at += 1
+    assert outcomes[-1] == 1 and 2 in outcomes
+    nothing_but(repository, path)
 
 
 def test_making_a_repository_can_be_repeated_after_a_kill(tmp_path):
