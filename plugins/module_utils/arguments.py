@@ -100,8 +100,13 @@ def pool_client(options: dict[str, Any]) -> PoolClient:
     tls = TlsSettings(
         validate=options["validate_certs"], ca_path=options["ca_path"], fingerprint=options["fingerprint"]
     )
-    members = [member.strip() for member in options["hostname"]]
-    return PoolClient(members, options["username"], options["password"], tls=tls)
+    members = [_plain(member.strip()) for member in options["hostname"]]
+    return PoolClient(members, _plain(options["username"]), _plain(options["password"]), tls=tls)
+
+
+def _plain(text: str) -> str:
+    """The text as nothing but a str: what plugins are given may be a subclass, which cannot be sent in a call."""
+    return "".join((text,))
 
 
 def writer_keys(options: dict[str, Any]) -> WriterKeys:

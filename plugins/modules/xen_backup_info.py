@@ -112,6 +112,10 @@ points:
       description: Size of the point's data in the repository. Returned when an identity opens the metadata.
       type: int
       sample: 1073741824
+    read_bytes:
+      description: Bytes of disk that the backup read. Returned when an identity opens the metadata.
+      type: int
+      sample: 2147483648
     seconds:
       description: How long the backup took. Returned when an identity opens the metadata.
       type: float

@@ -145,7 +145,10 @@ class AllowedSigners:
 
     @classmethod
     def parse(cls, text: str) -> AllowedSigners:
-        """Parse a file's text: ``principals [options] ssh-ed25519 AAAA…`` lines. Raises KeyFormatError naming the line."""
+        """Parse a file's text: lines of ``principals [options] ssh-ed25519 AAAA...``.
+
+        Raises KeyFormatError naming the line.
+        """
         signers = []
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not line.lstrip().startswith("#"):

@@ -30,7 +30,10 @@ AGE_MAGIC = b"age-encryption.org/v1"
 
 
 class Archive(Protocol):
-    """Anything that can be sent to a pool: ``origin`` names it, ``stored_bytes`` is what its disks hold beside zeros."""
+    """Anything that can be sent to a pool.
+
+    ``origin`` names it, ``stored_bytes`` is what its disks hold beside zeros.
+    """
 
     origin: str
     ova: Ova

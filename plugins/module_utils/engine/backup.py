@@ -124,7 +124,9 @@ def source_of(
     _remove_snapshot(client, snapshot, warnings)
 
 
-def blocks_of(stream: ExportStream, labels: dict[str, str], progress: Progress) -> Iterator[tuple[str, int, EncodedUnit]]:
+def blocks_of(
+    stream: ExportStream, labels: dict[str, str], progress: Progress
+) -> Iterator[tuple[str, int, EncodedUnit]]:
     """Encode an export's blocks on all cores: (label in the archive, number, unit), in order, each checked."""
 
     def encode(block: Block) -> tuple[Block, EncodedUnit]:

@@ -89,6 +89,6 @@ def describe_point(repository: Repository, record: PointRecord, identities: Sequ
             vm_name=meta["vm"]["name_label"], method=meta["method"], consistency=meta["consistency"],
             virtual_bytes=sum(disk["virtual_size"] for disk in meta["disks"]),
             stored_bytes=sum(segment["cipher_bytes"] for segment in meta["segments"]),
-            seconds=meta["stats"]["seconds"],
+            read_bytes=meta["stats"]["read_bytes"], seconds=meta["stats"]["seconds"],
         )
     return point

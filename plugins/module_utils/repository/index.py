@@ -82,7 +82,7 @@ class IndexWriter:
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self._identity = X25519Identity.generate()
-        self._spool = AgeWriter(scratch, [self._identity.recipient()])
+        self._spool = AgeWriter(scratch, [self._identity.recipient()])  # type: ignore[arg-type]  # write() is enough
         self._waiting = bytearray()
         self.count = 0
 

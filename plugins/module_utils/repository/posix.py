@@ -78,16 +78,13 @@ class PosixStore:
     def read(self, name: str) -> bytes:
         """The whole of a small object, at most 64 MiB."""
         with self.open(name) as file, reporting("read", name):
-            parts = []
-            total = 0
-            while True:
+            data = bytearray()
+            while len(data) <= MOST_READ:
                 part = file.read(1024 * 1024)
                 if not part:
-                    return b"".join(parts)
-                parts.append(part)
-                total += len(part)
-                if total > MOST_READ:
-                    raise RepositoryError("%s is larger than anything that belongs there." % name)
+                    return bytes(data)
+                data += part
+            raise RepositoryError("%s is larger than anything that belongs there." % name)
 
     def list(self, folder: str) -> Sequence[str]:
         """Names of the objects directly in ``folder`` (ends with ``/``), sorted; empty when there is no such folder."""

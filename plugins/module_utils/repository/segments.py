@@ -51,7 +51,9 @@ class ObjectWriter:
         self._file = store.create(name)
         self._sink = _Sink(self._file, extents)
         try:
-            self._out = self._sink if recipients is None else AgeWriter(self._sink, recipients)
+            self._out: Any = self._sink
+            if recipients is not None:
+                self._out = AgeWriter(self._sink, recipients)  # type: ignore[arg-type]  # write() is enough
         except BaseException:
             self._file.abort()
             raise

@@ -78,7 +78,7 @@ def decode(frame: Data, most: int) -> bytes:
         size = zstandard.frame_content_size(frame)
         if not 0 <= size <= most:
             raise PointDamaged("A compressed block claims to hold %d bytes, more than the %d possible." % (size, most))
-        unit = _decompressor().decompress(frame, max_output_size=most)
+        unit: bytes = _decompressor().decompress(frame, max_output_size=most)
     except zstandard.ZstdError as error:
         raise PointDamaged("A compressed block is damaged: %s." % error) from error
     return unit
@@ -141,4 +141,4 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     decompressor = getattr(_local, "decompressor", None)
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()
-    return decompressor  # type: ignore[no-any-return]
+    return decompressor

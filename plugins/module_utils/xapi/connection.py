@@ -7,6 +7,7 @@ import http.client
 import select
 import socket
 import ssl
+import struct
 from dataclasses import dataclass
 from typing import Optional
 from urllib.parse import urlsplit
@@ -70,6 +71,15 @@ class HostConnection(http.client.HTTPSConnection):
         self.endpoint = endpoint
         self._tls = tls
         self._read_timeout = timeout
+
+    def __enter__(self) -> HostConnection:
+        return self
+
+    def __exit__(self, kind: Optional[type], *_exc: object) -> None:
+        """Close; after an error by a reset, which also reaches a host that has stopped reading what we sent."""
+        if kind and self.sock is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
     def connect(self) -> None:
         """Connect and verify. Raises ConnectionFailed or CertificateUntrusted; nothing was sent then."""

@@ -132,7 +132,7 @@ def export_vm(
             )
         task.adopted = True
         # the task is asked while the stream is open: closing the stream would be its failure
-        with closing(connection), closing(response), _explained(task, "Export", subject):
+        with connection, closing(response), _explained(task, "Export", subject):
             yield Export(connection.sock, response, client, task, stall_timeout, subject)
 
 
@@ -162,8 +162,8 @@ def import_vm(
                 client, "PUT", "/import", {**query, "task_id": task.ref}, stall_timeout, subject, length
             )
         task.adopted = True
-        with closing(connection), closing(response), _explained(task, "Import", subject):
-            _send_all(connection, chunks, length is None, task, stall_timeout, subject)
+        with connection, closing(response), _explained(task, "Import", subject):
+            _send_all(connection, chunks, length, task, stall_timeout, subject)
             try:
                 # still connected: the host may yet be reading, and a closed connection would fail it
                 refs = wait(client, task.ref, stall_timeout=stall_timeout, operation="Import", subject=subject)
@@ -177,7 +177,7 @@ class _SendFailed(TransferError):
 
 
 def _send_all(
-    connection: HostConnection, chunks: Iterable[bytes], open_ended: bool, task: Task, stall_timeout: float,
+    connection: HostConnection, chunks: Iterable[bytes], length: Optional[int], task: Task, stall_timeout: float,
     subject: str,
 ) -> None:
     """Send the body; a host that stops reading because it has all it needs is no failure."""
@@ -196,7 +196,7 @@ def _send_all(
         if not task.succeeded(ENDING_SECONDS):
             raise
         return
-    if open_ended:
+    if length is None or sent < length:
         _end_of_body(connection.sock, stall_timeout)
 
 
