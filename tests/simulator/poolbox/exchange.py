@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 from .api import Context, Request
 from .errors import ApiError
 from .lifecycle import assert_operation_valid, update_allowed_operations
+from .model import NULL
 from .pool import Host
 from .sessions import authorize_http
 from .tasks import TaskHandle, new_task
@@ -76,6 +77,9 @@ class Exchange:
     def authorize(self, realm: str, permission: str) -> None:
         """Check the credentials. Without valid ones the task is left alone; a role too weak fails it."""
         self.ctx.session = authorize_http(self.req, self.ctx, realm, permission)
+        if not self.has("session_id"):  # Basic authentication: the session was made for this request only
+            self.ctx.db.destroy("session", self.ctx.session)
+            self.ctx.session = NULL
 
     @contextmanager
     def task(self, label: str) -> Iterator[TaskHandle]:
@@ -91,8 +95,8 @@ class Exchange:
             task.mark(f"http:{key}", getattr(self.req, key))
         try:
             yield task
-        except Cut as error:
-            task.fail(ApiError("CLIENT_ERROR", str(error)))
+        except Cut:
+            task.fail(ApiError("CLIENT_ERROR", 'Unix.Unix_error(Unix.EPIPE, "write", "")'))
         except SilentError as error:
             task.fail(error)
         except ApiError as error:
@@ -112,7 +116,7 @@ class Exchange:
 
     def fault(self, kind: str, **facts: str) -> dict[str, Any]:
         """What is to go wrong with this transfer. Raises the error that is to come before any answer."""
-        facts |= {"kind": kind, "path": f"/{kind}", "host": self.ctx.host.name}
+        facts |= {"kind": kind, "path": f"/{kind}", "pool": self.ctx.pool.name, "host": self.ctx.host.name}
         self._fault = self.ctx.pool.faults.take(**facts) or {}
         if "delay" in self._fault:
             stall(self.req.fileno(), self._fault["delay"])

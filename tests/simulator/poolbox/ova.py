@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
+from .database import Database, DateTime, initial
 from .xmlvalue import from_element, to_xml
 
 EXPORT_VERSION = 2
@@ -55,3 +57,23 @@ def parse(document: bytes) -> Ova:
         return Ova(value["version"], objects)
     except (ElementTree.ParseError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise OvaError(f"ova.xml cannot be read: {error!r}") from error
+
+
+def typed(db: Database, cls: str, snapshot: Mapping[str, Any], every: bool = False) -> dict[str, Any]:
+    """A record as the database holds it: what may be given to create, or every field, missing ones by the model."""
+    known = db.model.classes[cls]
+    return {
+        name: _converted(one.type, snapshot[name]) if name in snapshot else initial(one.type, one.default, known.enums)
+        for name, one in known.fields.items() if every or one.mode != "RO"
+    }
+
+
+def _converted(kind: str, value: Any) -> Any:
+    if kind.endswith(" set"):
+        return [_converted(kind.removesuffix(" set"), item) for item in value]
+    if kind.endswith(" map"):
+        inner = kind.removesuffix(" map").strip("()").partition(" -> ")[2]
+        return {key: _converted(inner, item) for key, item in value.items()}
+    if kind in ("int", "float", "bool"):
+        return {"int": int, "float": float, "bool": bool}[kind](value)
+    return DateTime(value) if kind == "datetime" else str(value)

@@ -12,11 +12,10 @@ from typing import Any
 from uuid import uuid4
 
 from .api import Context
-from .database import Database, DateTime, initial
 from .errors import ApiError
 from .lifecycle import update_allowed_operations
 from .objects import create_vdi
-from .ova import Exported, Ova, OvaError, parse
+from .ova import Exported, Ova, OvaError, parse, typed
 from .ova_out import NULL, Record
 from .snapshots import remove_vdi
 from .tasks import TaskHandle
@@ -98,26 +97,6 @@ def _same_vm(ctx: Context, ova: Ova, ours: Record, theirs: Record) -> bool:
             return str(found.snapshot["uuid"])
         return str(ctx.db.field("VM", origin, "uuid")) if ctx.db.exists("VM", origin) else None
     return identity(ours) is not None and identity(ours) == identity(theirs)
-
-
-def typed(db: Database, cls: str, snapshot: Mapping[str, Any], every: bool = False) -> Record:
-    """A record as the database holds it: what may be given to create, or every field, missing ones by the model."""
-    known = db.model.classes[cls]
-    return {
-        name: _converted(one.type, snapshot[name]) if name in snapshot else initial(one.type, one.default, known.enums)
-        for name, one in known.fields.items() if every or one.mode != "RO"
-    }
-
-
-def _converted(kind: str, value: Any) -> Any:
-    if kind.endswith(" set"):
-        return [_converted(kind.removesuffix(" set"), item) for item in value]
-    if kind.endswith(" map"):
-        inner = kind.removesuffix(" map").strip("()").partition(" -> ")[2]
-        return {key: _converted(inner, item) for key, item in value.items()}
-    if kind in ("int", "float", "bool"):
-        return {"int": int, "float": float, "bool": bool}[kind](value)
-    return DateTime(value) if kind == "datetime" else str(value)
 
 
 class Importer:

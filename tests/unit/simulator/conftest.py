@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import random
+import re
 import ssl
 import time
 import urllib.parse
@@ -165,7 +166,7 @@ def read_answer(connection: http.client.HTTPSConnection) -> Answer:
     raw = bytearray()
     clean = True
     try:
-        while piece := connection.sock.recv(MIB):
+        while not is_whole(raw) and (piece := connection.sock.recv(MIB)):
             raw += piece
     except OSError:
         clean = False
@@ -178,6 +179,13 @@ def read_answer(connection: http.client.HTTPSConnection) -> Answer:
     version, code = status.split()[:2]
     headers = {name.lower(): value.strip() for name, value in pairs}
     return Answer(int(code), 10 if version == "HTTP/1.0" else 11, headers, body, clean)
+
+
+def is_whole(raw: bytearray) -> bool:
+    """Whether an error page has come as far as its length says; what begins with a 200 goes on to the end."""
+    head, end, body = bytes(raw[:4096]).partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: ([1-9][0-9]*)", head)
+    return bool(end and length and b" 200 " not in head[:13] and len(body) >= int(length[1]))
 
 
 @pytest.fixture(scope="session")

@@ -233,8 +233,10 @@ def test_bad_session_leaves_the_task_alone(lab: Any, session: str | None) -> Non
 
 
 def test_cookies_and_basic_do_as_well(lab: Any) -> None:
+    before = lab.db.count("session")
     for headers in ({"Cookie": f"session_id={lab.session}"}, {"Authorization": "Basic cm9vdDpzZWNyZXQ="}):
         assert lab.get("/export", ref=lab.refs["web"], session_id=None, headers=headers).status == 200
+    assert lab.db.count("session") == before
 
 
 def test_without_a_task_none_stays(lab: Any) -> None:
