@@ -44,7 +44,7 @@ test: venv system lint sanity  ## lint, sanity, unit and integration tests
 .PHONY: lint
 lint: venv  ## ruff, ansible-lint, changelog and documentation checks
 	$(BIN)/ruff check
-	PATH="$(BIN):$$PATH" ansible-lint --offline --profile production
+	PATH="$(BIN):$$PATH" ANSIBLE_COLLECTIONS_PATH=.build/dev ansible-lint --offline --profile production
 	$(BIN)/antsibull-changelog lint
 	PATH="$(BIN):$$PATH" antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self "$$(tests/tools/collection-copy .build/lint)"
 

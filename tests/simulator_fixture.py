@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Simulated pools for tests: a process of their own, started from a configuration, stopped by its own id.
 
-Tests load this file through the ``start_simulator`` fixture of the conftest.py above them, or import it by path.
+    from ansible_collections.guestark.xen.tests.simulator_fixture import start_simulator
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-RUN = Path(__file__).parent / "simulator" / "run"
+RUN = Path(__file__).resolve().parent / "simulator" / "run"
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 

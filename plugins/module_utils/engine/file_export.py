@@ -71,8 +71,7 @@ def _plain(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iter
         return block_unit(labels[block.label], block.offset // BLOCK, block.data)
 
     yield ova_unit(description_of(stream.ova, labels, vm))
-    for unit in ordered(stream.blocks(), unit_of):
-        yield unit
+    yield from ordered(stream.blocks(), unit_of)
     yield END
 
 

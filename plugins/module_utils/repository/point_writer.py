@@ -22,7 +22,7 @@ from .layout import PointId
 from .posix import PosixStore
 from .record import PointRecord
 from .segments import EXTENT, ObjectWriter, Segment, SegmentWriter
-from .units import LEVEL, EncodedUnit, encode_end, encode_ova
+from .units import LEVEL, EncodedUnit, encode_block, encode_end, encode_ova
 
 MOMENT = "%Y-%m-%dT%H:%M:%SZ"
 SCHEMA = 1
@@ -104,6 +104,7 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         self._written: list[str] = []  # small objects, in the order of their creation
         self._disks: dict[str, _Disk] = {}
         self._order: list[str] = []
+        self._gapless = False
         self._ova_frame = b""
         self._ova_digest = ""
         self._committed = False
@@ -128,6 +129,8 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
             raise ValueError("a point has one description")
         self._disks = {disk.label: _Disk(disk) for disk in Ova.parse(xml).disks}
         self._order = list(self._disks)
+        sizes = [disk.ova.virtual_size for disk in self._disks.values() if disk.ova.virtual_size]
+        self._gapless = bool(sizes) and sizes[0] < BLOCK
         self._ova_frame = encode_ova(xml)
         self._ova_digest = hashlib.sha256(xml).hexdigest()
         self._segments.put(self._ova_frame)
@@ -136,25 +139,22 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         """Store the block at ``number`` MiB of the disk ``label``.
 
         A full point keeps no zero block but the first and the last of a disk: where it is restored, it would take
-        space. ValueError for blocks that do not come in order or do not fit their disk.
+        space. Exception: importers take the length of the archive's first block for that of every block left out
+        (xen-api: stream_vdi.ml), so where the first disk is shorter than 1 MiB nothing may be left out.
+        ValueError for blocks that do not come in order or do not fit their disk.
         """
         disk = self._disks[label]
         self._begin(label)
         last = disk.blocks - 1
         if not disk.next <= number <= last or unit.plain_len != min(BLOCK, disk.ova.virtual_size - number * BLOCK):
             raise ValueError("block %d of %d bytes has no place on disk %s" % (number, unit.plain_len, label))
-        disk.next = number + 1
         disk.first_seen = disk.first_seen or number == 0
-        if unit.zero and self._kind == "full" and number not in (0, last):
-            return
-        offset = self._segments.put(unit.frame)
-        self._index.add(IndexRecord(number, offset, len(unit.frame), unit.zero, unit.short, unit.digest))
-        disk.units += 1
-        disk.plain += unit.plain_len
-        if unit.zero:
-            disk.zeros += 1
-        else:
-            disk.view.update(number.to_bytes(4, "little") + unit.digest)
+        if self._gapless:
+            for gap in range(disk.next, number):
+                self._store_block(disk, gap, encode_block(label, gap, bytes(BLOCK)))
+        disk.next = number + 1
+        if self._gapless or not unit.zero or number in (0, last):
+            self._store_block(disk, number, unit)
 
     def commit(self, meta: dict[str, Any]) -> PointRecord:
         """Make the point exist, and return its record.
@@ -191,6 +191,16 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         with suppress(RepositoryError):  # then all that remains stays: the VM's next run removes it
             for name in [*reversed(self._written), *self._segments.begun]:
                 self._store.remove(name)
+
+    def _store_block(self, disk: _Disk, number: int, unit: EncodedUnit) -> None:
+        offset = self._segments.put(unit.frame)
+        self._index.add(IndexRecord(number, offset, len(unit.frame), unit.zero, unit.short, unit.digest))
+        disk.units += 1
+        disk.plain += unit.plain_len
+        if unit.zero:
+            disk.zeros += 1
+        else:
+            disk.view.update(number.to_bytes(4, "little") + unit.digest)
 
     def _begin(self, label: str) -> None:
         """Leave the disks before this one behind, complete."""

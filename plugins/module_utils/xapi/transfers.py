@@ -220,6 +220,7 @@ def _open(
 ) -> tuple[HostConnection, http.client.HTTPResponse]:
     """Ask the coordinator, or the member it redirects to, until one answers 200; every one is verified first."""
     endpoint = client.endpoint
+    operation = "Import" if verb == "PUT" else "Export"
     for _attempt in range(1 + REDIRECTS):
         connection = client.connect(endpoint, timeout)
         try:
@@ -229,13 +230,13 @@ def _open(
             page = response.read(65536) if response.status != 302 else b""
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise _broken("import" if verb == "PUT" else "export", subject, error, 0, timeout) from error
+            raise _broken(operation.lower(), subject, error, 0, timeout) from error
         connection.close()
         if response.status != 302:
-            raise _refusal(response, page.decode("utf-8", "replace"), path, subject)
+            raise _refusal(response, page.decode("utf-8", "replace"), operation, subject)
         target = urlsplit(response.getheader("Location", ""))  # its query holds what we sent: not for messages
         endpoint = Endpoint.parse("%s://%s" % (target.scheme, target.netloc), endpoint.port)
-    raise TransferError("The pool's hosts redirect %s of %s in circles." % (path, subject), AGAIN)
+    raise TransferError("%s of %s: the pool's hosts redirect in circles." % (operation, subject), AGAIN)
 
 
 def _exchange(
@@ -281,15 +282,17 @@ def _broken(
     return result
 
 
-def _refusal(response: http.client.HTTPResponse, page: str, path: str, subject: str) -> PoolError:
+def _refusal(response: http.client.HTTPResponse, page: str, operation: str, subject: str) -> PoolError:
     """The error that an HTTP error page tells of."""
     code = re.search(r"\b([A-Z][A-Z0-9]*_[A-Z0-9_]+): \[([^\]]*)\]", html.unescape(page))
     if code:
         params = [param.strip() for param in code.group(2).split(";") if param.strip()]
-        return XapiError(code.group(1), params, path, subject)
+        return XapiError(code.group(1), params, operation, subject)
     if response.status == 401:
-        return XapiError("SESSION_INVALID", [], path, subject)
-    return TransferError("%s of %s was answered with HTTP %d %s." % (path, subject, response.status, response.reason))
+        return XapiError("SESSION_INVALID", [], operation, subject)
+    return TransferError(
+        "%s of %s was answered with HTTP %d %s." % (operation, subject, response.status, response.reason), AGAIN
+    )
 
 
 def _half_made(client: PoolClient, task_ref: str) -> str:

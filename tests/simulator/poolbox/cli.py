@@ -27,7 +27,7 @@ IMPLEMENTATIONS = ("sessions", "events", "tasks_api", "lifecycle", "snapshots", 
 
 def common_port(addresses: list[str]) -> int:
     """A port that is free on every address: clients that follow an address keep the port they know."""
-    for dummy in range(100):
+    for _attempt in range(100):
         with socket.create_server((addresses[0], 0)) as probe:
             port = probe.getsockname()[1]
         try:

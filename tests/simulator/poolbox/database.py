@@ -85,7 +85,7 @@ class Database:
         self._deleted: dict[str, list[tuple[int, int, str]]] = {name: [] for name in self.model.classes}
         self._enums = {name: values for cls in self.model.classes.values() for name, values in cls.enums.items()}
 
-    def create(self, cls: str, **fields: Any) -> str:
+    def create(self, cls: str, /, **fields: Any) -> str:
         """Add a row and return its ref. Fields of other releases are left out; ``ref`` may be given."""
         known = self._class(cls)
         ref = fields.pop("ref", None) or f"OpaqueRef:{uuids.uuid4()}"
@@ -127,7 +127,7 @@ class Database:
         with self.lock:
             return copy.deepcopy(self._row(cls, ref).fields[name])
 
-    def set(self, cls: str, ref: str, **fields: Any) -> None:
+    def set(self, cls: str, ref: str, /, **fields: Any) -> None:
         """Change fields; those of other releases are left out. Raises HANDLE_INVALID."""
         with self.lock:
             row = self._row(cls, ref)
@@ -148,7 +148,7 @@ class Database:
         with self.lock:
             return list(self._rows[self._class(cls).name])
 
-    def find(self, cls: str, **equals: Any) -> list[str]:
+    def find(self, cls: str, /, **equals: Any) -> list[str]:
         """Refs of the rows whose fields equal those given."""
         with self.lock:
             return [

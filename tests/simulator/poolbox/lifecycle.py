@@ -267,5 +267,3 @@ def possible_hosts(ctx: Context, vm: str) -> list[str]:
     """Hosts that could run it."""
     ctx.db.get("VM", vm)
     return [host.ref for host in ctx.pool.hosts if host.alive]
-
-

@@ -96,8 +96,8 @@ def test_every_cut_is_seen():
     data = bytes(2 * CHUNK + 5)
     sealed = encrypt(data, identity.recipient())
     start = len(sealed) - (len(data) + 3 * 16)
-    for length in {0, 10, start - 17, start - 16, start - 1, start, start + 1, start + CHUNK, start + CHUNK + 16,
-                   start + 2 * CHUNK + 32, len(sealed) - 6, len(sealed) - 1}:
+    for length in (0, 10, start - 17, start - 16, start - 1, start, start + 1, start + CHUNK, start + CHUNK + 16,
+                   start + 2 * CHUNK + 32, len(sealed) - 6, len(sealed) - 1):
         with pytest.raises(AgeError):
             decrypt(sealed[:length], identity)
         with pytest.raises(AgeError):

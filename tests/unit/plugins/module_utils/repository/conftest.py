@@ -5,8 +5,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def fast_path():
+    """A directory on a file system in memory, where there is one: hundreds of runs need not wait for a disk."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as path:
+        yield Path(path)
 
 
 @pytest.fixture

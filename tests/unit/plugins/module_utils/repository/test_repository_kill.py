@@ -80,12 +80,12 @@ def nothing_but(repository: Repository, path) -> None:
     assert set(files(path)) == listed
 
 
-def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(tmp_path):
-    base = tmp_path / "base"
+def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(fast_path):
+    base = fast_path / "base"
     run(base, OLD)
     at, outcomes = 0, []
     while True:
-        path = tmp_path / ("killed%d" % at)
+        path = fast_path / ("killed%d" % at)
         shutil.copytree(base, path)
         if not killed(at, lambda path=path: run(path)):
             break
@@ -109,8 +109,8 @@ def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(tmp_path):
     assert at > 150 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 
 
-def test_a_run_killed_while_it_takes_its_point_back_lists_nothing_that_is_gone(tmp_path):
-    base = tmp_path / "base"
+def test_a_run_killed_while_it_takes_its_point_back_lists_nothing_that_is_gone(fast_path):
+    base = fast_path / "base"
     run(base, OLD)
 
     def refuse_after_commit(path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_killed_while_it_takes_its_point_back_lists_nothing_that_is_gone(t
 
     at, outcomes = 0, []
     while True:
-        path = tmp_path / ("killed%d" % at)
+        path = fast_path / ("killed%d" % at)
         shutil.copytree(base, path)
         ended = not killed(at, lambda path=path: refuse_after_commit(path))
         repository = Repository.open(PosixStore(str(path)))
@@ -142,10 +142,10 @@ def test_a_run_killed_while_it_takes_its_point_back_lists_nothing_that_is_gone(t
     nothing_but(repository, path)
 
 
-def test_making_a_repository_can_be_repeated_after_a_kill(tmp_path):
+def test_making_a_repository_can_be_repeated_after_a_kill(fast_path):
     at = 0
     while True:
-        path = tmp_path / ("killed%d" % at)
+        path = fast_path / ("killed%d" % at)
         if not killed(at, lambda path=path: make(path)):
             break
         run(path)

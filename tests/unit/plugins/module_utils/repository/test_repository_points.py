@@ -50,10 +50,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 
+class Disks(list):
+    """Disks whose contents are not printed when a test fails."""
+
+    def __repr__(self) -> str:
+        return str([(one.label, len(one.image)) for one in self])
+
+
 @st.composite
 def some_disks(draw):
     """Up to three small disks of any size, with holes, zero blocks and noise."""
-    found = []
+    found = Disks()
     for number in range(draw(st.integers(0, 3))):
         size = draw(st.one_of(st.integers(1, 3 * MIB), st.sampled_from([512, MIB, 2 * MIB, 2 * MIB + 512])))
         blocks = range(-(-size // MIB))
@@ -83,6 +90,18 @@ def test_a_full_keeps_no_needless_zeros_and_its_view_does_not_depend_on_them(tmp
     assert [one["zero_units"] for one in metas[1]["disks"]] == [1, 0]
     changed = back_up(repository, two_disks(seed=1))
     assert repository.meta(changed, [CATALOG])["disks"][0]["digest_of_view"] != views[0][0]
+
+
+def test_nothing_is_left_out_behind_a_first_disk_of_less_than_a_block(tmp_path):
+    repository = make(tmp_path / "repository")
+    disks = [disk(0, 512, {0: b"boot"}), disk(1, 6 * MIB, {0: 1, 4: 2})]
+    record = back_up(repository, disks)
+    assert equal(restore(repository, record), disks)
+    assert [one["units_written"] for one in repository.meta(record, [CATALOG])["disks"]] == [1, 6]
+    other_way_round = [disk(0, 6 * MIB, {0: 1, 4: 2}), disk(1, 512, {0: b"boot"})]
+    record = back_up(repository, other_way_round)
+    assert equal(restore(repository, record), other_way_round)
+    assert [one["units_written"] for one in repository.meta(record, [CATALOG])["disks"]] == [3, 1]
 
 
 def test_a_point_of_many_segments(tmp_path, monkeypatch):
@@ -177,8 +196,8 @@ def raise_from_the_caller() -> None:
     raise RuntimeError("after the commit")
 
 
-def test_an_error_at_any_step_leaves_the_old_state_or_the_new_point(tmp_path):
-    base = tmp_path / "base"
+def test_an_error_at_any_step_leaves_the_old_state_or_the_new_point(fast_path):
+    base = fast_path / "base"
     repository = make(base)
     disks = [disk(0, MIB, {0: 1})]
     back_up(repository, disks)
@@ -187,9 +206,9 @@ def test_an_error_at_any_step_leaves_the_old_state_or_the_new_point(tmp_path):
         write(point, disks)
     assert seen.count > 100
     for at in range(seen.count):
-        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-        shutil.copytree(base, tmp_path / "copy", ignore=lambda _path, names: [n for n in names if "-000002-" in n])
-        copy = Repository.open(PosixStore(str(tmp_path / "copy")))
+        shutil.rmtree(fast_path / "copy", ignore_errors=True)
+        shutil.copytree(base, fast_path / "copy", ignore=lambda _path, names: [n for n in names if "-000002-" in n])
+        copy = Repository.open(PosixStore(str(fast_path / "copy")))
         committed = False
         try:
             with Failpoints(fail_with(errno.ENOSPC), at), copy.new_point(VM, KEYS) as point:
@@ -201,7 +220,7 @@ def test_an_error_at_any_step_leaves_the_old_state_or_the_new_point(tmp_path):
         assert [one.problem for one in points] == [None] * (1 + committed), (at, seen.calls[at])
         assert equal(restore(copy, points[-1]), disks)
         if not committed:
-            left = {name for name in files(tmp_path / "copy") if name not in before}
+            left = {name for name in files(fast_path / "copy") if name not in before}
             # only a removal that failed itself leaves something: a file that no record lists
             assert len(left) <= 1 and all(name.startswith(".tmp/") for name in left), (at, seen.calls[at], left)
 
