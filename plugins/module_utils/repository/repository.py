@@ -86,8 +86,10 @@ class Repository:
     ) -> PointWriter:
         """Begin a restore point. Its sequence number follows the newest point's; with ``signers``, the newest trusted.
 
-        Raises RepositoryError when nothing can be written.
+        Raises RepositoryError when nothing can be written, ValueError for a kind that cannot be written yet.
         """
+        if kind != "full":
+            raise ValueError("%s points cannot be written" % kind)
         self.store.probe()
         known = [one.seq for one in self.points(vm_uuid, signers) if signers is None or one.trusted]
         seq = max(known, default=0) + 1
@@ -100,8 +102,13 @@ class Repository:
         return PointWriter(self.store, vm_uuid, keys, point, kind, parent)
 
     def read_point(self, point: PointRecord, identities: Sequence[Any]) -> PointReader:
-        """Open a point for restoring; ``identities`` open its data. PointDamaged for a point with a problem."""
+        """Open a point of one layer; ``identities`` open its data. PointDamaged for a point with a problem."""
         _refuse_problem(point)
+        if len(point.indexes) != 1:
+            raise RepositoryError(
+                "Restore point %s has %d layers." % (point.point, len(point.indexes)),
+                "Use the release of this collection that wrote it, or restore-xva.sh in the repository.",
+            )
         return PointReader(self.store, point, identities)
 
     def meta(self, point: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:

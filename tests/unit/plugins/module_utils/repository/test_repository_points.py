@@ -145,6 +145,17 @@ def test_a_catalog_key_opens_no_block_and_a_strange_key_nothing(tmp_path):
             opening(X25519Identity.generate())
 
 
+def test_a_point_of_several_layers_is_refused_and_none_is_begun(tmp_path):
+    repository = make(tmp_path / "repository")
+    first, second = back_up(repository, two_disks()), back_up(repository, two_disks(1))
+    both = (*first.objects[:1], *second.objects[:1], *first.objects[1:2], *second.objects[1:])
+    layered = dataclasses.replace(second, kind="incremental", objects=both)
+    with pytest.raises(RepositoryError, match="2 layers"):
+        repository.read_point(layered, [DATA])
+    with pytest.raises(ValueError, match="incremental"):
+        repository.new_point(VM, KEYS, kind="incremental", parent=first.point)
+
+
 def test_points_are_in_order_whatever_the_clock_said(tmp_path):
     repository = make(tmp_path / "repository")
     first, second, third = (back_up(repository, two_disks(seed)) for seed in range(3))
