@@ -243,6 +243,8 @@ class Importer:
     def _new_vm(self, item: Exported, replaces: bool) -> None:
         options, task = self._options, self._task.ref
         fields = typed(self._db, "VM", item.snapshot)
+        if fields["has_vendor_device"] and self._restricted("pci_device_for_auto_update"):
+            raise ApiError("LICENCE_RESTRICTION", "PCI_device_for_auto_update")
         other_config = {k: v for k, v in fields["other_config"].items() if k not in (IMPORT_TASK, "grant_api_access")}
         if not options.force and not replaces:
             other_config.pop(DEFAULT_TEMPLATE, None)
@@ -333,12 +335,15 @@ class Importer:
         record = {name.removeprefix("vTPM'_"): value for name, value in item.snapshot.items()}
         if self._options.restore and self._db.find("VTPM", uuid=record["uuid"]):
             raise ApiError("IMPORT_ERROR", f"A VTPM with UUID {record['uuid']} already exists")
-        restrictions = self._db.field("pool", self._db.refs("pool")[0], "restrictions")
-        if restrictions.get("restrict_vtpm", "false") != "false":
+        if self._restricted("vtpm"):
             raise ApiError("FEATURE_RESTRICTED")
         fields = {name: record[name] for name in ("is_unique", "is_protected")}
         vm = self._lookup(record["VM"])
         set_contents(self._create(item, "VTPM", VM=vm, **(fields | self._kept_uuid(record))), record["content"])
+
+    def _restricted(self, feature: str) -> bool:
+        """Whether the licence forbids a feature."""
+        return bool(self._db.field("pool", self._ctx.pool.ref, "restrictions").get(f"restrict_{feature}") == "true")
 
     def _kept_uuid(self, record: Record) -> dict[str, str]:
         return {"uuid": record["uuid"]} if self._options.restore else {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from xml.etree import ElementTree
 
 from . import space
 from .api import Context, Request, handler
@@ -17,6 +18,7 @@ from .ova_out import Selection, make_ova
 from .ova_out import streamed_disks as disks_to_send
 from .tasks import TaskHandle
 from .wire import Packer, Progress, Wire
+from .xmlvalue import from_element
 from .xva_in import Archive, DiskReceiver
 from .xva_out import XvaWriter
 
@@ -130,7 +132,7 @@ def receive(ctx: Context, archive: Archive, options: Options, task: TaskHandle, 
             _receive_disks(ctx, archive, importer, options, task, sr_full)
         task.check()
         last()
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, ElementTree.ParseError) as error:
         importer.undo()
         raise ApiError("IMPORT_ERROR", repr(error)) from error
     except BaseException:
@@ -147,7 +149,17 @@ def _receive_disks(ctx: Context, archive: Archive, importer: Importer, options: 
     wanted = [(label, size) for label, size in streamed_disks(importer.ova) if label in importer.table]
     budget = space.budget(ctx.pool, str(options.sr), limit)
     progress = Progress(task, sum(size for _, size in wanted))
-    receiver = DiskReceiver(archive, options.force, progress)
+    checksums: dict[str, str] | None = {} if int(importer.ova.version.get("export_vsn", 0)) < 2 else None
+    receiver = DiskReceiver(archive, options.force, progress, checksums)
     for label, size in sorted(wanted):
         with attached(ctx.pool, ctx.host, importer.table[label], "RW") as disk:
             receiver.receive_one(label, size, space.MeteredDisk(disk, budget))
+    if checksums is not None:
+        _check_table(archive, checksums, options.force)
+
+
+def _check_table(archive: Archive, checksums: dict[str, str], force: bool) -> None:
+    """Archives of export version 0 and 1 end with a table of all checksums."""
+    table = from_element(ElementTree.fromstring(archive.read(archive.member().size)))
+    if not force and any(table.get(name) != text for name, text in checksums.items()):
+        raise ApiError("IMPORT_ERROR_SOME_CHECKSUMS_FAILED")

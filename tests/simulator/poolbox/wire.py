@@ -2,12 +2,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The bytes of a transfer on their way out or in, and the faults that may befall them.
 
-Positions count bytes of the body as they are on the wire, compressed or not. What a fault may say:
+A fault rule for a transfer matches on `kind` (export, import, export_raw_vdi, import_raw_vdi), `path` ("/export" …),
+`vm`, `vdi`, `sr` (UUIDs, as far as the request names one), `pool` and `host` (names). What its fault may say:
 
+    delay: seconds        before anything is answered
+    error: [CODE, …]      fail before anything is answered: an error page, and the task fails
     cut_at: N             close the connection after N bytes; with reset: true by RST, otherwise by FIN
     stall_at: N           say and read nothing more after N bytes, for `seconds`, or until the client gives up
     late_error: [CODE, …] fail with this error after `after` bytes (0 when not given) or, with after: end, after
                           the last; with silent: true no error page goes to the client, only the task tells
+    corrupt_chunk: N      spoil data member N of an archive (from 0, over all disks) after its checksum was made
+    keep_alive: N         put an empty member after every N members that are left out for being zero
+    checksum: sha1        write checksum members of that kind, or of kind xxhash
+    sr_full: true | N     no room for disks on import; or none left after N bytes of content
+
+Positions count bytes of the body as they are on the wire, compressed or not. Several of these may come together.
 """
 
 from __future__ import annotations

@@ -154,12 +154,15 @@ class DiskReceiver:
     """Takes the disks of an archive out of the stream, in the order of their ids as text.
 
     One thread receives; another writes and verifies what was received, so that neither waits for the other.
+    `checksums` is a table to note every member's checksum in, for archives that end with one of their own.
     """
 
-    def __init__(self, archive: Source, force: bool, progress: Callable[[int], None] = lambda _done: None) -> None:
+    def __init__(self, archive: Source, force: bool, progress: Callable[[int], None] = lambda _done: None,
+                 checksums: dict[str, str] | None = None) -> None:
         self._archive = archive
         self._force = force
         self._progress = progress
+        self._checksums = checksums
         self._first_length: int | None = None
         self._buffers = [bytearray(CHUNK) for _ in range(IN_FLIGHT + 1)]
         self._done = 0
@@ -223,6 +226,8 @@ class DiskReceiver:
         if kind not in _DIGESTS:
             raise ApiError("IMPORT_ERROR", f"Found unsupported checksum file: {name}")
         expected = _DIGESTS[kind](data)
+        if self._checksums is not None:
+            self._checksums[member.name] = expected
         if text != expected and not self._force:
             told = f"Block {member.name} checksum failed: original = {text}; recomputed = {expected}"
             raise ApiError("IMPORT_ERROR", f'Stream_vdi.Invalid_checksum("{told}")')

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
+import tarfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 import zstandard
 from poolbox.tpm import get_contents, set_contents
+from poolbox.v7tar import header
+from poolbox.xmlvalue import to_xml
 
 MIB = 1 << 20
 NULL = "OpaqueRef:NULL"
@@ -380,3 +384,26 @@ def test_tpm_travels(lab: Any) -> None:
     assert lab.db.get("VTPM", made)["is_protected"] and made != tpm and get_contents(made) == "c3RhdGU="
     lab.db.set("pool", lab.pool.ref, restrictions={"restrict_vtpm": "true"})
     assert failed(lab, archive) == ["FEATURE_RESTRICTED"]
+
+
+def test_vendor_device_needs_a_licence(lab: Any) -> None:
+    lab.db.set("VM", lab.refs["web"], has_vendor_device=True)
+    archive = lab.get("/export", ref=lab.refs["web"]).body
+    assert imported(lab, archive)
+    lab.db.set("pool", lab.pool.ref, restrictions={"restrict_pci_device_for_auto_update": "true"})
+    assert failed(lab, archive) == ["LICENCE_RESTRICTION", "PCI_device_for_auto_update"]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_table_at_the_end_of_old_archives(lab: Any, xva: bytes, right: bool) -> None:
+    archive = edited(xva, "(<name>export_vsn</name><value>)2", r"\g<1>1")
+    tar = tarfile.open(fileobj=io.BytesIO(archive))
+    sums = {name.removesuffix(".xxhash"): tar.extractfile(name).read().decode() if right else "0"  # type: ignore[union-attr]
+            for name in tar.getnames() if name.endswith(".xxhash")}
+    table = to_xml(sums).encode()
+    old = archive[:-1024] + header("checksum.xml", len(table), 0) + table + bytes(-len(table) % 512 + 1024)
+    if right:
+        assert imported(lab, old)
+    else:
+        assert failed(lab, old) == ["IMPORT_ERROR_SOME_CHECKSUMS_FAILED"]
+        assert imported(lab, old, force="true")
