@@ -35,6 +35,7 @@ class Simulator:
         self.process = process
         self.ready = ready
         self.log = log
+        self._stopped = False
 
     def control(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the control interface, e.g. ``control("POST", "/hosts/lab/host1/kill")``.
@@ -53,7 +54,12 @@ class Simulator:
         return json.loads(content or b"null") if kind == "application/json" else content
 
     def stop(self) -> None:
-        """End the process; a second time does nothing."""
+        """End the process; a second time does nothing. Raises RuntimeError when it had ended by itself."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self.process.poll() is not None:
+            raise RuntimeError("The simulator ended with %s:\n%s" % (self.process.returncode, self.log.read_text()[-4000:]))
         self.process.terminate()
         try:
             self.process.wait(STOP_SECONDS)

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 Guestark contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hosts for what a well-behaved pool never does: real TLS servers whose every answer a test decides."""
+"""Simulated pools; and, for what a well-behaved pool never does, real TLS servers whose every answer a test decides."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import http.server
 import ipaddress
 import ssl
 import threading
+import time
 import xmlrpc.client
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.guestark.xen.plugins.module_utils.xapi import inventory
+from ansible_collections.guestark.xen.tests.simulator_fixture import start_simulator
+from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xapi.lab import CONFIG, HOSTS, connect, remains, state
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -224,3 +228,38 @@ def refuse():
 @pytest.fixture
 def drop():
     return Drop
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory):
+    simulator = start_simulator(CONFIG, tmp_path_factory.mktemp("simulator"))
+    yield simulator
+    simulator.stop()
+
+
+@pytest.fixture
+def lab(simulator):
+    """The pool whole again, whatever a test did to it; afterwards nothing may be left in it."""
+    yield simulator
+    simulator.control("DELETE", "/faults")
+    for host in HOSTS:
+        simulator.control("POST", "/hosts/lab/%s/resume" % host)
+        if not state(simulator)["hosts"][host]["alive"]:
+            simulator.control("POST", "/hosts/lab/%s/start" % host)
+    if state(simulator)["coordinator"] != "one":
+        simulator.control("POST", "/pools/lab/elect", {"host": "one"})
+    if state(simulator)["vms"]["web01"] != "Running":  # its host was killed
+        with connect(simulator) as client:
+            client.call("VM.start", inventory.find_vm(client, name="web01")["ref"], False, False)
+    nothing = ({}, [], 0, [])
+    deadline = time.monotonic() + 10  # a pool lets go of things a little later
+    while (left := remains(simulator)) != nothing and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == nothing
+
+
+@pytest.fixture
+def client(lab):
+    with connect(lab) as client:
+        yield client
+    assert state(lab)["sessions"] == 0
