@@ -191,12 +191,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _disk(self, pool: str, uuid: str) -> None:
-        disk = self.control.pool(pool).storage.open(uuid)
-        self.send_response(200)
-        self.send_header("content-length", str(disk.size))
-        self.end_headers()
-        for offset in range(0, disk.size, STEP):
-            self.wfile.write(disk.pread(offset, min(STEP, disk.size - offset)))
+        with self.control.pool(pool).storage.open(uuid) as disk:
+            self.send_response(200)
+            self.send_header("content-length", str(disk.size))
+            self.end_headers()
+            for offset in range(0, disk.size, STEP):
+                self.wfile.write(disk.pread(offset, min(STEP, disk.size - offset)))
 
 
 def serve(world: World, stop: Callable[[], None]) -> ThreadingHTTPServer:

@@ -82,7 +82,9 @@ def event_from(ctx: Context, classes: list[str], token: str, timeout: float) -> 
             db.changed.wait(min(remaining, 5.0))
             if not ctx.host.alive:
                 raise ConnectionAbortedError
-            db.changed.wait(BATCH_SECONDS)
+            batch = time.monotonic() + BATCH_SECONDS
+            while (left := batch - time.monotonic()) > 0:
+                db.changed.wait(left)
         return {
             "events": events,
             "valid_ref_counts": {cls.lower(): Int32(db.count(cls)) for cls in subscription.classes},

@@ -20,6 +20,7 @@ from .wire import Cut
 
 LONGEST_BODY = 300 * 1024  # bytes of an RPC call
 LONGEST_HEAD = 65536
+MOST_DROPPED = 1 << 22
 READ_SIZE = 1 << 20
 NO_CACHE = {"cache-control": "no-cache, no-store"}
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "X-Requested-With"}
@@ -108,6 +109,7 @@ class Listener:
             with self._lock:
                 self._connections.discard(connection)
             try:
+                rfile.close()
                 connection.close()
             except OSError:
                 pass
@@ -169,6 +171,7 @@ def answer_rpc(req: Request, ctx: Context) -> bool:
     """Answer a POST; the return value says whether the connection is kept."""
     length = req.headers.get("content-length", "")
     if not length.isdigit() or int(length) > LONGEST_BODY:
+        req.rfile.read(min(int(length or 0), MOST_DROPPED))  # unread bytes would turn the answer into a reset
         raise Refused(500, "Internal Error")
     body = req.rfile.read(int(length))
     kind, answer = ("application/json", rpc.answer_json) if req.path == "/jsonrpc" else ("text/xml", rpc.answer_xml)
