@@ -25,9 +25,9 @@ class _Unmarshaller(xmlrpc.client.Unmarshaller):
 
     def end_moment(self, data: str) -> None:
         self.append(data)
-        self._value = 0
+        self._value = False
 
-    dispatch["dateTime.iso8601"] = end_moment
+    dispatch["dateTime.iso8601"] = end_moment  # type: ignore[assignment]
 
 
 def parse_value(text: str) -> Any:

@@ -40,7 +40,7 @@ class Export(io.RawIOBase):
         stall_timeout: float, subject: str,
     ) -> None:
         # since Python 3.10 a reset reads like an end that TLS did not announce, which by default reads like any end
-        sock.suppress_ragged_eofs = False
+        sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
         self._sock = sock
         self._response = response
         self._client = client

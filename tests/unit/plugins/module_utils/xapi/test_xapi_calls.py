@@ -128,7 +128,7 @@ def test_wrong_credentials_are_tried_once(host, authority, refuse):
 
 
 def test_the_session_is_in_no_error(client, host, refuse):
-    host.calls["VM.start"] = lambda session, *_: (_ for _ in ()).throw(refuse("INTERNAL_ERROR", "no " + session))
+    host.calls["VM.start"] = lambda session, *rest: (item for item in rest[:0]).throw(refuse("INTERNAL_ERROR", "no " + session))
     with pytest.raises(XapiError) as error:
         client.call("VM.start", "ref")
     assert client.session not in str(error.value) and error.value.params == ["no (hidden)"]
@@ -183,7 +183,7 @@ def test_threads_share_the_session_but_no_connection(client, host):
     barrier = threading.Barrier(4)
     host.calls["event.from"] = lambda session, *_: barrier.wait(10) and session or session
     sessions = []
-    threads = [threading.Thread(target=lambda: sessions.append(client.call("event.from"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: sessions.append(client.call("event.from"))) for _unused in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -205,7 +205,7 @@ def test_threads_renew_a_lost_session_together(client, host, refuse):
 
     host.calls["VM.get_all"] = get
     results = []
-    threads = [threading.Thread(target=lambda: results.append(client.call("VM.get_all"))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(client.call("VM.get_all"))) for _unused in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -275,7 +275,7 @@ def test_a_host_that_has_enough_may_close(client, host, tasks):
         reset(request)
 
     host.pages["/import"] = receive({}, tasks, limit=MIB, then=enough)
-    assert import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _ in range(64))) == ["OpaqueRef:vm"]
+    assert import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _unused in range(64))) == ["OpaqueRef:vm"]
 
 
 def test_a_host_that_rejects_the_archive_half_way(client, host, tasks):
@@ -285,14 +285,14 @@ def test_a_host_that_rejects_the_archive_half_way(client, host, tasks):
 
     host.pages["/import"] = receive({}, tasks, limit=MIB, then=fail)
     with pytest.raises(XapiError, match="Import of VM web01 failed: the import failed: Invalid_checksum"):
-        import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _ in range(64)), subject="VM web01")
+        import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _unused in range(64)), subject="VM web01")
     assert tasks.rows == {}
 
 
 def test_a_host_that_dies_while_it_receives(client, host, tasks):
     host.pages["/import"] = receive({}, tasks, limit=MIB, then=reset)
     with pytest.raises(TransferError, match="broke off after [0-9]+ bytes"):
-        import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _ in range(64)))
+        import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _unused in range(64)))
     assert "destroy" in tasks.calls
 
 
