@@ -210,9 +210,8 @@ class PosixWriter:
 
     def write(self, data: Data) -> int:
         """Append ``data``; give it in large pieces, nothing is buffered here."""
-        assert self._file is not None
         with reporting("write", self.name):
-            _write_all(self._file, data)
+            _write_all(self._file, data)  # type: ignore[arg-type]
             self.size += len(data)
             if self.size - self._pushed >= _WRITE_BACK:
                 self._push()
@@ -220,11 +219,10 @@ class PosixWriter:
 
     def commit(self) -> None:
         """Make the object durable and visible. ObjectExists when its name is taken."""
-        assert self._file is not None
         with reporting("write", self.name):
-            os.fsync(self._file)
+            os.fsync(self._file)  # type: ignore[arg-type]  # open until it is committed or given up
             file, self._file = self._file, None
-            os.close(file)  # NFS reports a full server only here
+            os.close(file)  # type: ignore[arg-type]  # NFS reports a full server only here
             with self._store.folder(self._temporary) as (source, leaf):
                 with self._store.folder(self.name, make=True) as (target, final):
                     _publish(source, leaf, target, final)
@@ -258,16 +256,14 @@ class Scratch:
 
     def write(self, data: Data) -> int:
         """Append ``data``."""
-        assert self._file is not None
         with reporting("write", "a temporary file"):
-            _write_all(self._file, data)
+            _write_all(self._file, data)  # type: ignore[arg-type]  # open until close()
         return len(data)
 
     def reading(self) -> BinaryIO:
         """What was written, from the beginning; valid until ``close()``."""
-        assert self._file is not None
-        os.lseek(self._file, 0, os.SEEK_SET)
-        return open(self._file, "rb", buffering=0, closefd=False)
+        os.lseek(self._file, 0, os.SEEK_SET)  # type: ignore[arg-type]
+        return open(self._file, "rb", buffering=0, closefd=False)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Forget the content; harmless when done twice."""

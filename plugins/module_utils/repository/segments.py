@@ -258,7 +258,7 @@ class _Sink:
     def write(self, data: Data) -> int:
         self.whole.update(data)
         if self._extents is not None:
-            self._digest_extents(memoryview(data))
+            self._digest_extents(memoryview(data), self._extents)
         return self._file.write(data)
 
     def close(self) -> None:
@@ -268,14 +268,13 @@ class _Sink:
         open_one = [self._extent.digest()] if self._room < EXTENT else []
         return b"".join([*(self._extents or []), *open_one])
 
-    def _digest_extents(self, view: memoryview) -> None:
-        assert self._extents is not None
+    def _digest_extents(self, view: memoryview, extents: list[bytes]) -> None:
         while view:
             part = view[:self._room]
             self._extent.update(part)
             self._room -= len(part)
             view = view[len(part):]
             if not self._room:
-                self._extents.append(self._extent.digest())
+                extents.append(self._extent.digest())
                 self._extent = hashlib.sha256()
                 self._room = EXTENT

@@ -114,7 +114,7 @@ def make_ova(db: Database, host: str, vms: Iterable[str], selection: Selection) 
 
 def version_header(software: dict[str, str]) -> Record:
     """The archive's version struct, from a host's software_version."""
-    major, _, minor = software.get("xapi", "1.0").partition(".")
+    major, _unused, minor = software.get("xapi", "1.0").partition(".")
     texts = ("hostname", "date", "product_version", "product_brand", "build_number")
     named = {key: software.get(key, "") for key in texts}
     return named | {"xapi_major": int(major), "xapi_minor": int(minor), "export_vsn": EXPORT_VERSION}

@@ -54,7 +54,7 @@ def _send(exchange: Exchange, vm: str, wire: Wire, task: TaskHandle) -> None:
         pool, host = exchange.ctx.pool, exchange.ctx.host
         table, ova = make_ova(pool.db, host.ref, [vm], selection)
         disks = disks_to_send(pool.db, vm, table)
-        total = sum(pool.db.field("VDI", vdi, "virtual_size") for _, vdi in disks)
+        total = sum(pool.db.field("VDI", vdi, "virtual_size") for _unused, vdi in disks)
         writer = XvaWriter(write, exchange.style(), Progress(task, total))
         writer.ova(ova.to_xml())
         for label, vdi in disks:
@@ -148,7 +148,7 @@ def _receive_disks(ctx: Context, archive: Archive, importer: Importer, options: 
                    limit: int | None) -> None:
     wanted = [(label, size) for label, size in streamed_disks(importer.ova) if label in importer.table]
     budget = space.budget(ctx.pool, str(options.sr), limit)
-    progress = Progress(task, sum(size for _, size in wanted))
+    progress = Progress(task, sum(size for _unused, size in wanted))
     checksums: dict[str, str] | None = {} if int(importer.ova.version.get("export_vsn", 0)) < 2 else None
     receiver = DiskReceiver(archive, options.force, progress, checksums)
     for label, size in sorted(wanted):

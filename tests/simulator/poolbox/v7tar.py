@@ -105,8 +105,8 @@ def _octal(field: bytes) -> int:
 
 def _pax_path(records: bytes) -> str:
     for record in records.split(b"\n"):
-        _, _, pair = record.partition(b" ")
-        key, _, value = pair.partition(b"=")
+        _unused, _unused, pair = record.partition(b" ")
+        key, _unused, value = pair.partition(b"=")
         if key == b"path":
             return value.decode("utf-8", "replace")
     return ""

@@ -130,7 +130,7 @@ class VhdReader:
         header = self._read(1024)
         if header[:8] != b"cxsparse" or not _sound(header, 36):
             raise VhdError("the sparse header is damaged")
-        table_offset, _, count, block = struct.unpack_from(">QIII", header, 16)
+        table_offset, _unused, count, block = struct.unpack_from(">QIII", header, 16)
         if block < SECTOR or block & (block - 1) or block > 1 << 28 or count > 1 << 26:
             raise VhdError("the image's block size or table is beyond reason")
         self._skip_to(table_offset)

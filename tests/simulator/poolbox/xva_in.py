@@ -164,7 +164,7 @@ class DiskReceiver:
         self._progress = progress
         self._checksums = checksums
         self._first_length: int | None = None
-        self._buffers = [bytearray(CHUNK) for _ in range(IN_FLIGHT + 1)]
+        self._buffers = [bytearray(CHUNK) for _unused in range(IN_FLIGHT + 1)]
         self._done = 0
 
     def receive(self, disks: Iterable[tuple[str, int, Target]]) -> None:

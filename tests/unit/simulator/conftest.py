@@ -62,7 +62,7 @@ class Lab:
 
     def finished(self, task: str) -> dict[str, Any]:
         """The task's record once it is complete."""
-        for _ in range(400):
+        for _unused in range(400):
             record = self.db.get("task", task)
             if record["status"] in FINAL:
                 return record
@@ -171,7 +171,7 @@ def read_answer(connection: http.client.HTTPSConnection) -> Answer:
     except OSError:
         clean = False
     connection.close()
-    head, _, body = bytes(raw).partition(b"\r\n\r\n")
+    head, _unused, body = bytes(raw).partition(b"\r\n\r\n")
     if not head:
         return Answer(0, 0, {}, b"", clean)
     status, *lines = head.decode("latin-1").split("\r\n")

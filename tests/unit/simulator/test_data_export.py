@@ -41,7 +41,7 @@ def rebuilt(body: bytes) -> dict[str, bytes]:
     sizes = {label: int(vdi["virtual_size"]) for label, vdi in objects(body, "VDI").items()}
     disks: dict[str, bytearray] = {}
     for name, data in members(body).items():
-        label, _, number = name.partition("/")
+        label, _unused, number = name.partition("/")
         if number and "." not in number:
             disk = disks.setdefault(label, bytearray(sizes[label]))
             disk[int(number) * MIB:int(number) * MIB + len(data)] = data
@@ -128,7 +128,7 @@ def test_null_references_get_ids_that_dangle(lab: Any) -> None:
 
 def test_ids_go_on_counting(lab: Any) -> None:
     first, second = ({int(item["id"][4:]) for item in document(lab.get("/export", ref=lab.refs["web"]).body)["objects"]}
-                     for _ in range(2))
+                     for _unused in range(2))
     assert max(first) < min(second)
 
 
@@ -196,7 +196,7 @@ def test_dom0_lets_go_a_moment_later(lab: Any) -> None:
 
 def wait_until(true: Callable[[], bool]) -> None:
     import time
-    for _ in range(400):
+    for _unused in range(400):
         if true():
             return
         time.sleep(0.025)
@@ -265,7 +265,7 @@ def test_task_may_fail_after_the_last_byte(lab: Any, silent: bool) -> None:
     lab.pool.faults.add({"kind": "export"}, fault)
     task = lab.task()
     body = lab.get("/export", ref=lab.refs["web"], task_id=task).body
-    whole, _, page = body.partition(b"HTTP/1.1 500")
+    whole, _unused, page = body.partition(b"HTTP/1.1 500")
     assert len(rebuilt(whole)) == 2 and whole.endswith(bytes(1024)) and bool(page) != silent
     assert lab.error(task) == ["INTERNAL_ERROR", "late"]
 

@@ -99,7 +99,7 @@ def test_answer_comes_before_the_body_is_read(lab: Any, xva: bytes) -> None:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(400):
+    for _unused in range(400):
         if true():
             return
         time.sleep(0.025)

@@ -252,7 +252,7 @@ def test_dom0_holds_the_disk_and_lets_go_later(lab: Any, disk: str) -> None:
     exported(lab, disk)
     (vbd,) = lab.db.field("VDI", disk, "VBDs")
     assert lab.db.get("VBD", vbd)["currently_attached"]
-    for _ in range(200):
+    for _unused in range(200):
         if not lab.db.field("VDI", disk, "VBDs"):
             return
         time.sleep(0.025)

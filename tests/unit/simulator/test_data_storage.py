@@ -29,7 +29,7 @@ def layer_files(tmp_path: Path) -> list[str]:
 def test_ranges_equal_a_set_of_numbers(seed: int) -> None:
     chance = random.Random(seed)
     ranges, model = Ranges(), set()
-    for _ in range(60):
+    for _unused in range(60):
         start = chance.randrange(200)
         end = start + chance.randrange(12)
         ranges.add(start, end)
@@ -38,7 +38,7 @@ def test_ranges_equal_a_set_of_numbers(seed: int) -> None:
     assert [piece[0] for piece in pieces[1:]] == [piece[1] for piece in pieces[:-1]]
     assert {n for start, end, held in pieces if held for n in range(start, end)} == model
     listed = list(ranges)
-    assert all(end < start for (_, end), (start, _) in zip(listed, listed[1:], strict=False))
+    assert all(end < start for (_unused, end), (start, _unused) in zip(listed, listed[1:], strict=False))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -105,7 +105,7 @@ def test_64_tib_disk_is_sparse_from_end_to_end(storage: Storage) -> None:
         assert disk.pread(FILE_SPAN - 4, 8) == b"\0across\0"
         assert disk.pread(64 * TIB - 5, 100) == b"\0last"
         extents = list(disk.data_extents())
-    assert sum(length for _, length in extents) < 1 << 20
+    assert sum(length for _unused, length in extents) < 1 << 20
     assert extents[-1][0] + extents[-1][1] == 64 * TIB
     assert storage.used(["huge"]) < 1 << 20
 
@@ -228,7 +228,7 @@ def test_tree_becomes_a_file_system_that_can_be_edited(storage: Storage, tmp_pat
         assert image.stat().st_size == (32 << 20) + 512
         command = ["/usr/sbin/debugfs", "-w", "-R", f"write {tmp_path}/motd etc/motd", str(image)]
         subprocess.run(command, check=True, capture_output=True)
-    assert 0 < sum(length for _, length in storage.changed("before", "disk")) < 1 << 20
+    assert 0 < sum(length for _unused, length in storage.changed("before", "disk")) < 1 << 20
     for name, expected in (("disk", "changed inside\n"), ("before", "")):
         with storage.edit(name) as image:
             command = ["/usr/sbin/debugfs", "-R", "cat etc/motd", str(image)]

@@ -53,7 +53,7 @@ def fill_disk(storage: Storage, uuid: str, size: int, seed: int) -> None:
     chance = random.Random(seed)
     storage.create(uuid, size)
     with storage.open(uuid) as disk:
-        for _ in range(6):
+        for _unused in range(6):
             disk.pwrite(chance.randrange(size - 70000), chance.randbytes(chance.randrange(1, 70000)))
 
 

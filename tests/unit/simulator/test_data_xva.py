@@ -59,7 +59,7 @@ def receive(storage: Storage, stream: bytes, sizes: dict[str, int], force: bool 
         targets.append((label, size, storage.open(name)))
     DiskReceiver(source, force).receive(targets)
     source.settle()
-    return {label: disk.pread(0, disk.size) for label, _, disk in targets}
+    return {label: disk.pread(0, disk.size) for label, _unused, disk in targets}
 
 
 def member_names(stream: bytes) -> list[str]:

@@ -34,13 +34,13 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xva.xva_ma
 OLD, NEW = [disk(0, MIB, {0: 1})], [disk(0, 2 * MIB, {0: 2, 1: b"text"})]
 
 
-def run(path, disks=NEW):
+def run(path, disks=tuple(NEW)):
     """What the engine does around a point."""
     repository = Repository.create_or_open(PosixStore(str(path)))
     with Lease(repository.store, VM) as lease:
         swept = repository.sweep(lease)
         with repository.new_point(VM, KEYS) as point:
-            return swept, write(point, disks)
+            return swept, write(point, list(disks))
 
 
 def killed(at: int, work) -> bool:

@@ -78,7 +78,10 @@ class Scene:
     def layer(self, below, disks, blocks, kind="incremental", members=None):
         """Commit a layer over the point ``below``, as the format describes it; ``members`` replaces its content."""
         point = layout.new_point_id(below.started, below.seq + 1)
-        name = lambda number: "vm/%s/%s" % (VM, layout.segment_name(point, number, True))  # noqa: E731
+
+        def name(number):
+            return "vm/%s/%s" % (VM, layout.segment_name(point, number, True))
+
         writer = SegmentWriter(self.repository.store, name, [DATA.recipient()])
         if members is None:
             writer.put(encode_ova(ova(disks)))

@@ -154,7 +154,7 @@ def test_an_export_that_is_given_up_frees_the_vm(client, snapshot):
 def test_a_cancelled_export(client, lab, snapshot):
     fault(lab, "export", stall_at=2 * MIB, seconds=10.5)  # hosts look every ten seconds whether they are to stop
     with pytest.raises(XapiError) as error, export_vm(client, snapshot) as export:
-        (task,) = [ref for ref in state(lab)["tasks"]]
+        (task,) = list(state(lab)["tasks"])
         client.call("task.cancel", task)
         export.readall()
         export.finish()

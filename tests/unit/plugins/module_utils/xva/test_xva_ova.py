@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import tracemalloc
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.xva.errors import XvaError
@@ -144,8 +144,9 @@ def test_canonical_labels(disks):
     after = before.canonical(LABELS)
     assert before.to_bytes() == document
     assert [disk.label for disk in after.disks] == ["Ref:1001", "Ref:1002", "Ref:1003"]
-    assert {disk.vdi_uuid: disk.label for disk in after.disks} == {"vdi-0": "Ref:1003", "vdi-1": "Ref:1001",
-                                                                  "vdi-4": "Ref:1002"}
+    assert {disk.vdi_uuid: disk.label for disk in after.disks} == {
+        "vdi-0": "Ref:1003", "vdi-1": "Ref:1001", "vdi-4": "Ref:1002",
+    }
     objects = by_uuid(after.to_bytes())
     ids = [item["id"] for item in plain(after.to_bytes())["objects"]]
     assert [label for label in ids if label not in LABELS.values()] == [

@@ -130,7 +130,7 @@ def test_xva_img_makes_the_image_from_what_we_write(ext4, tmp_path):
     damaged = tmp_path / "Ref:1001" / "00000000"
     damaged.chmod(0o600)
     damaged.write_bytes(b"?" + damaged.read_bytes()[1:])
-    assert subprocess.run(["xva-img", "disk-export", "Ref:1001", "image"], cwd=tmp_path).returncode != 0
+    assert subprocess.run(["xva-img", "disk-export", "Ref:1001", "image"], cwd=tmp_path, check=False).returncode != 0
 
 
 @needs_xva_img
