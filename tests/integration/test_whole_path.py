@@ -203,7 +203,7 @@ def test_the_stock_recipe_rebuilds_what_a_pool_imports(site):
     listing = subprocess.run(["bash", "-o", "pipefail", "-c", pipe], capture_output=True, text=True, check=True).stdout
     assert listing.startswith("ova.xml\nRef:1001/00000000\n")
     target = site.folder / "odd.xva"
-    recipe = ["sh", site.repository / "restore-xva.sh", site.folder / "data.key", site.folder / "signers", "mover",
+    recipe = ["sh", site.repository / "restore-xva.sh", site.folder / "data.key", site.folder / "signers",
               f"pt/{point['point']}.sum", target]
     subprocess.run([str(word) for word in recipe], cwd=folder, check=True, capture_output=True, timeout=60)
     described = site.simulator.ready["pools"]["recovery"]
@@ -326,14 +326,15 @@ def test_a_killed_run_is_cleaned_up_by_the_next(site):
         "signing_key": str(site.folder / "signing.key"),
     }
     process = subprocess.Popen(site.command("xen_vm_export", **options), env=os.environ | SETTINGS,
-                               stdout=subprocess.DEVNULL, start_new_session=True)
+                               stdout=subprocess.DEVNULL)
     for _wait in range(400):
         if site.simulator.control("GET", "/state")["production"]["attached"]:
             break
         time.sleep(0.05)
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    lease = site.repository / "lease" / site.simulator.ready["pools"]["production"]["vms"]["database"]
+    os.kill(json.loads(lease.read_text())["pid"], signal.SIGKILL)  # the module itself, not only what started it
+    process.wait(60)
     assert site.simulator.control("GET", "/state")["production"]["snapshots"]
     assert {point["point"] for point in site.points()} == before
     site.simulator.control("DELETE", "/faults")
