@@ -44,13 +44,13 @@ class Site:
         signing = self.module("xen_backup_key", path=str(folder / "signing.key"), type="signing")
         (folder / "signers").write_text(signing["allowed_signer"] + "\n")
 
-    def command(self, name: str, /, **options: Any) -> list[str]:
+    def command(self, verb: str, /, **options: Any) -> list[str]:
         """The command that runs a module of the collection."""
-        return [str(BIN / "ansible"), "localhost", "-m", f"guestark.xen.{name}", "-a", json.dumps(options)]
+        return [str(BIN / "ansible"), "localhost", "-m", f"guestark.xen.{verb}", "-a", json.dumps(options)]
 
-    def module(self, name: str, /, fails: bool = False, **options: Any) -> dict[str, Any]:
+    def module(self, verb: str, /, fails: bool = False, **options: Any) -> dict[str, Any]:
         """Run a module and return its result."""
-        command = self.command(name, **options)
+        command = self.command(verb, **options)
         done = subprocess.run(command, env=os.environ | SETTINGS, capture_output=True, text=True, timeout=120, check=False)
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         text = done.stdout[done.stdout.index("=> {") + 3:]
