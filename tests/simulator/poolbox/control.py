@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from . import guest, ha
+from . import clock, guest, ha, sessions, tasks
 from .errors import ApiError
 from .pool import Host, Pool, World
 
@@ -60,7 +60,9 @@ class Control:
         if path[0] == "vms" and path[3:] == ["write"]:
             return self._write(self.pool(path[1]), path[2], body)
         if path == ["sessions", "expire"]:
-            return {name: expire(pool) for name, pool in self.world.pools.items()}
+            return {name: sessions.expire(pool) for name, pool in self.world.pools.items()}
+        if path == ["clock", "advance"]:
+            return self._advance(float(body["seconds"]))
         if path == ["stop"]:
             self._stop()
             return {}
@@ -84,6 +86,12 @@ class Control:
                 for name, pool in self.world.pools.items()
             }
         raise Wrong("no such request")
+
+    def _advance(self, seconds: float) -> Any:
+        clock.advance(seconds)
+        for pool in self.world.pools.values():
+            tasks.collect(pool.db)
+        return {"now": clock.now().strftime(clock.FORMAT)}
 
     def _host(self, pool: Pool, host: Host, action: str) -> Any:
         listener = host.listener
@@ -122,14 +130,6 @@ class Control:
             data = random.Random(body["random"]["seed"]).randbytes(int(body["random"]["bytes"]))
         guest.write(pool, uuid, disk, int(body["offset"]), data)
         return {"written": len(data)}
-
-
-def expire(pool: Pool) -> int:
-    """End all sessions of a pool."""
-    refs = pool.db.refs("session")
-    for ref in refs:
-        pool.db.destroy("session", ref)
-    return len(refs)
 
 
 def state(pool: Pool) -> dict[str, Any]:

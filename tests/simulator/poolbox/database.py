@@ -9,9 +9,9 @@ import threading
 import uuid as uuids
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
+from . import clock
 from .errors import ApiError
 from .model import EPOCH, NULL, Class, load
 
@@ -24,7 +24,7 @@ class DateTime(str):
     @classmethod
     def now(cls) -> DateTime:
         """This moment."""
-        return cls(datetime.now(timezone.utc).strftime("%Y%m%dT%H:%M:%SZ"))
+        return cls(clock.now().strftime(clock.FORMAT))
 
 
 # (class, field) that refers to one object of a class whose set field lists the referrers

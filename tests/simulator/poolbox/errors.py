@@ -16,3 +16,7 @@ class ApiError(Exception):
     def description(self) -> list[str]:
         """The error as it is sent: the code, then its parameters."""
         return [self.code, *self.params]
+
+
+class Dropped(Exception):
+    """The connection is broken instead of an answer."""

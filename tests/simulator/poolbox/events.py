@@ -3,18 +3,20 @@
 """event.from and what belongs to it."""
 from __future__ import annotations
 
+import math
 import re
 import time
 from typing import Any
 
 from .api import Context, method
 from .database import Database
-from .errors import ApiError
+from .errors import ApiError, Dropped
 from .sessions import check
 from .xmlvalue import Int32
 
 BATCH_SECONDS = 0.05
 ORDER = {"add": 0, "mod": 1, "del": 2}
+UNCOUNTED = ("event", "message", "auth", "data_source", "sr_stat", "probe_result", "vdi_nbd_server_info")  # no tables
 
 
 def token_text(generation: int) -> str:
@@ -73,23 +75,59 @@ def event_from(ctx: Context, classes: list[str], token: str, timeout: float) -> 
     db, since, deadline = ctx.db, token_generation(token), time.monotonic() + timeout
     with db.lock:
         subscription = Subscription(db, classes)
-        while True:
-            check(ctx.pool, ctx.session)
-            events = subscription.collect(db, since)
-            remaining = deadline - time.monotonic()
-            if events or remaining <= 0:
-                break
-            db.changed.wait(min(remaining, 5.0))
-            if not ctx.host.alive:
-                raise ConnectionAbortedError
-            batch = time.monotonic() + BATCH_SECONDS
-            while (left := batch - time.monotonic()) > 0:
-                db.changed.wait(left)
+        events = _wait(ctx, subscription, since, deadline)
+        counted = [cls for cls in db.model.classes if cls not in UNCOUNTED]
         return {
             "events": events,
-            "valid_ref_counts": {cls.lower(): Int32(db.count(cls)) for cls in subscription.classes},
+            "valid_ref_counts": {cls.lower(): Int32(db.count(cls)) for cls in counted},
             "token": token_text(db.generation),
         }
+
+
+def _wait(ctx: Context, subscription: Subscription, since: int, deadline: float) -> list[dict[str, Any]]:
+    """The events after a generation, as soon as there are some; none after the deadline. The database is locked."""
+    db = ctx.db
+    while True:
+        check(ctx.pool, ctx.session)
+        if not ctx.host.alive:
+            raise Dropped
+        events = subscription.collect(db, since)
+        remaining = deadline - time.monotonic()
+        if events or remaining <= 0:
+            return events
+        db.changed.wait(min(remaining, 5.0))
+        batch = time.monotonic() + BATCH_SECONDS
+        while (left := batch - time.monotonic()) > 0:
+            db.changed.wait(left)
+
+
+@method("event.register")
+def register(ctx: Context, classes: list[str]) -> None:
+    """Have event.next tell of classes; the older way, which newer clients do not go."""
+    with ctx.db.lock:
+        since, known = ctx.pool.registered.get(ctx.session, (ctx.db.generation, []))
+        ctx.pool.registered[ctx.session] = since, [*known, *classes]
+
+
+@method("event.unregister")
+def unregister(ctx: Context, classes: list[str]) -> None:
+    """Have event.next tell of classes no more."""
+    with ctx.db.lock:
+        since, known = ctx.pool.registered.get(ctx.session, (ctx.db.generation, []))
+        ctx.pool.registered[ctx.session] = since, [cls for cls in known if cls not in classes]
+
+
+@method("event.next")
+def event_next(ctx: Context) -> list[dict[str, Any]]:
+    """Wait, for ever if need be, for changes of what was registered."""
+    with ctx.db.lock:
+        if ctx.session not in ctx.pool.registered:
+            raise ApiError("SESSION_NOT_REGISTERED", ctx.session)
+        since, known = ctx.pool.registered[ctx.session]
+        events = _wait(ctx, Subscription(ctx.db, known), since, math.inf)
+        known = ctx.pool.registered[ctx.session][1]
+        ctx.pool.registered[ctx.session] = ctx.db.generation, known
+        return events
 
 
 @method("event.inject")

@@ -3,6 +3,7 @@
 """One host's HTTPS listener: a thread a connection, RPC answered here, everything else by its handler."""
 from __future__ import annotations
 
+import html
 import socket
 import ssl
 import threading
@@ -13,19 +14,25 @@ from typing import BinaryIO
 
 from . import rpc
 from .api import HANDLERS, Context, Request
-from .errors import ApiError
+from .errors import ApiError, Dropped
 from .pool import Host, Pool
 from .sessions import Refused
 from .wire import Cut
 
 LONGEST_BODY = 300 * 1024  # bytes of an RPC call
 LONGEST_HEAD = 65536
+HEAD_SECONDS = 10.0  # for the first request of a connection to begin and its headers to come
 MOST_DROPPED = 1 << 22
 READ_SIZE = 1 << 20
 NO_CACHE = {"cache-control": "no-cache, no-store"}
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "X-Requested-With"}
-REASONS = {400: "Bad Request", 401: "Unauthorised", 403: "Forbidden", 404: "Not Found", 408: "Request Timeout",
-           431: "Request Header Fields Too Large", 500: "Internal Error", 501: "Method Not Implemented"}
+# status lines of error pages, and their headings
+REASONS = {
+    400: ("Bad Request", "bad request"), 401: ("Unauthorised", "unauthorised"), 403: ("Forbidden", "forbidden"),
+    404: ("Not Found", "not found"), 408: ("Request Timeout", "request timeout"),
+    431: ("Request Header Fields Too Large", "request header fields too large"),
+    500: ("Internal Error", "internal server error"), 501: ("Method not implemented", "Method Not Implemented"),
+}
 
 
 class Listener:
@@ -98,9 +105,13 @@ class Listener:
             raw.close()
             return
         with self._lock:
+            if self._socket is None:  # killed meanwhile
+                connection.close()
+                return
             self._connections.add(connection)
         try:
             rfile = connection.makefile("rb", buffering=READ_SIZE)
+            connection.settimeout(HEAD_SECONDS)
             while self._one(connection, rfile):
                 pass
         except (OSError, ValueError, Cut):
@@ -116,27 +127,45 @@ class Listener:
 
     def _one(self, connection: ssl.SSLSocket, rfile: BinaryIO) -> bool:
         """Answer one request; False ends the connection."""
+        req = Request("", "", {}, {}, "1.1", rfile, connection)
         try:
-            req = read_head(connection, rfile, self)
-        except Refused as refused:
-            send_page(Request("", "", {}, {}, "1.1", rfile, connection), refused)
-            return False
-        if req is None:
-            return False
-        self.wait_running()
-        ctx = Context(self._pool, self._host)
-        try:
-            if req.method == "POST":
-                return answer_rpc(req, ctx)
-            if req.method == "OPTIONS":
-                req.send_head("1.1", 200, "OK", {"connection": "close", "content-length": "0"} | CORS)
+            head = read_head(connection, rfile, self)
+            if head is None:
                 return False
-            handle(req, ctx)
+            req = head
+            connection.settimeout(None)
+            self.wait_running()
+            return answer(req, Context(self._pool, self._host))
+        except TimeoutError:
+            send_page(req, Refused(408))
         except Refused as refused:
             send_page(req, refused)
-        except rpc.Dropped:
+        except Dropped:
             req.abort(reset=True)
         return False
+
+
+def answer(req: Request, ctx: Context) -> bool:
+    """Answer a request; the return value says whether the connection is kept. Raises Refused."""
+    if req.method == "POST":
+        return answer_rpc(req, ctx)
+    if req.method == "OPTIONS":
+        asked = req.headers.get("access-control-request-headers")
+        allowed = f"{asked}, X-Requested-With" if asked else "X-Requested-With"
+        return send_whole(req, b"", CORS | {"Access-Control-Allow-Headers": allowed, "Access-Control-Allow-Methods": "PUT"})
+    handle(req, ctx)
+    return False
+
+
+def send_whole(req: Request, body: bytes, headers: dict[str, str]) -> bool:
+    """Send a 200 with all of its body; the return value says whether the connection is kept."""
+    old = req.version == "1.0"
+    keep = req.headers.get("connection", "close" if old else "keep-alive").lower() != "close"
+    first = {"content-length": str(len(body)), "connection": "keep-alive" if keep else "close"}
+    req.wait()
+    req.send_head("1.0" if old else "1.1", 200, "OK", first | NO_CACHE | headers)
+    req.send(body)
+    return keep
 
 
 def read_head(connection: ssl.SSLSocket, rfile: BinaryIO, listener: Listener) -> Request | None:
@@ -146,16 +175,15 @@ def read_head(connection: ssl.SSLSocket, rfile: BinaryIO, listener: Listener) ->
         return None
     words = line.decode("latin-1").split()
     if len(words) != 3 or not words[2].startswith("HTTP/"):
-        raise Refused(500, "Internal Error")
+        raise Refused(500, more="The HTTP headers could not be parsed.")
     headers: dict[str, str] = {}
     while (line := rfile.readline(LONGEST_HEAD)) not in (b"\r\n", b"\n", b""):
         total += len(line)
         if total > LONGEST_HEAD:
-            raise Refused(431, "Request Header Fields Too Large")
+            raise Refused(431)
         name, colon, value = line.decode("latin-1").partition(":")
-        if not colon:
-            raise Refused(500, "Internal Error")
-        headers[name.strip().lower()] = value.strip()
+        if colon:
+            headers[name.strip().lower()] = value.strip()
     parts = urllib.parse.urlsplit(words[1])
     query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
     cookies: SimpleCookie = SimpleCookie()
@@ -164,50 +192,51 @@ def read_head(connection: ssl.SSLSocket, rfile: BinaryIO, listener: Listener) ->
     except CookieError:
         pass
     found = {name: urllib.parse.unquote(morsel.value) for name, morsel in cookies.items()}
-    return Request(words[0], parts.path, query, headers, words[2][5:], rfile, connection, found, wait=listener.wait_running)
+    path, version = urllib.parse.unquote(parts.path), words[2][5:]
+    return Request(words[0], path, query, headers, version, rfile, connection, found, wait=listener.wait_running)
 
 
 def answer_rpc(req: Request, ctx: Context) -> bool:
     """Answer a POST; the return value says whether the connection is kept."""
     length = req.headers.get("content-length", "")
     if not length.isdigit() or int(length) > LONGEST_BODY:
-        req.rfile.read(min(int(length or 0), MOST_DROPPED))  # unread bytes would turn the answer into a reset
-        raise Refused(500, "Internal Error")
+        if length.isdigit():
+            req.rfile.read(min(int(length), MOST_DROPPED))  # unread bytes would turn the answer into a reset
+        raise Refused(500)
     body = req.rfile.read(int(length))
-    kind, answer = ("application/json", rpc.answer_json) if req.path == "/jsonrpc" else ("text/xml", rpc.answer_xml)
+    is_json = req.path.startswith("/jsonrpc")
+    kind, answerer = ("application/json", rpc.answer_json) if is_json else ("text/xml", rpc.answer_xml)
     try:
-        text = answer(ctx.pool, ctx.host, body).encode()
+        text = answerer(ctx.pool, ctx.host, body).encode()
     except rpc.Unreadable as error:
-        raise Refused(500, "Internal Error") from error
-    keep = req.headers.get("connection", "keep-alive" if req.version != "1.0" else "close").lower() != "close"
-    headers = {"content-length": str(len(text)), "content-type": kind, "connection": "keep-alive" if keep else "close"}
-    req.wait()
-    req.send_head("1.1", 200, "OK", headers | NO_CACHE | CORS)
-    req.send(text)
-    return keep
+        raise Refused(500) from error
+    return send_whole(req, text, {"content-type": kind} | CORS)
 
 
 def handle(req: Request, ctx: Context) -> None:
     """Give a request to the handler with the longest path that begins it."""
     if req.method not in ("GET", "PUT"):
-        raise Refused(501, "Method Not Implemented")
+        raise Refused(501, more=f"<p>{html.escape(req.method)} not supported.<br /></p>")
     paths = [path for verb, path in HANDLERS if verb == req.method and req.path.startswith(path)]
     if not paths:
         if req.method == "GET" and req.path == "/":
             req.send_head("1.1", 200, "OK", {"content-type": "text/html", "content-length": "0", "connection": "close"})
             return
-        raise Refused(404, "Not Found")
+        raise Refused(404 if req.method == "GET" else 403)
     try:
         HANDLERS[req.method, max(paths, key=len)](req, ctx)
     except ApiError as error:
-        send_page(req, Refused(500, "Internal Error"), f"{error.code}: [ {'; '.join(error.params)} ]")
+        raise Refused(500, more=f"{error.code}: [ {'; '.join(error.params)} ]") from error
 
 
-def send_page(req: Request, refused: Refused, more: str = "") -> None:
+def send_page(req: Request, refused: Refused) -> None:
     """Answer with an error page; after an answer has begun it is glued to it, as the real server does."""
-    reason = refused.reason
-    info = f"<h1> Additional information </h1>{more}" if more else ""
-    body = f"<html><body><h1>HTTP {refused.status} {reason.lower()}</h1>{info}</body></html>"
+    reason, heading = REASONS[refused.status]
+    info = refused.more
+    if info and refused.status == 500:
+        info = f"<h1> Additional information </h1>{html.escape(info, quote=False)}"
+    body = f"<html><body><h1>HTTP {refused.status} {heading}</h1>{info}</body></html>".encode()
     headers = {"content-length": str(len(body)), "content-type": "text/html", "connection": "close"}
-    req.send_head("1.1", refused.status, reason, headers | NO_CACHE | refused.headers)
-    req.send(body.encode())
+    version = "1.0" if req.version == "1.0" else "1.1"
+    req.send_head(version, refused.status, reason, headers | NO_CACHE | refused.headers)
+    req.send(body)

@@ -30,6 +30,18 @@ PARAMETER_DEFAULTS: dict[str, dict[str, Any]] = {
     "VDI.copy": {"sr": NULL, "base_vdi": NULL, "into_vdi": NULL},
     "SR.create": {"sm_config": {}},
 }
+# what no task can be made of; the published data model does not say it
+NO_ASYNC_CLASSES = ("session", "event", "task", "data_source", "blob", "message")
+NO_ASYNC = re.compile(
+    "(add_to|remove_from|set)_NVRAM|backup_rrds|call_extension|(disable|enable)_external_auth|emergency_.*"
+    "|(forget|get|query|record)_data_sources?(_archives)?|get_allowed_V(BD|IF)_devices|get_boot_record"
+    "|get_by_permission.*|get_nbd_info|get_permissions.*|get_(server|server_local)time|get_supported_types"
+    "|get_system_status_capabilities|ha_(compute|failover|prevent)_.*|list_methods|local_management_reconfigure"
+    "|management_disable|(re)?set_cpu_features|set_HVM_(boot_policy|shadow_multiplier)|set_VCPUs_(at_startup|max)"
+    "|set_domain_type|set_(ext|local)_auth_max_threads|set_ha_(always_run|restart_priority)|set_hostname_live"
+    "|set_memory_(dynamic|static)_(max|min)|set_physical_size|set_protection_policy|set_read_only|set_sharable"
+    "|set_snapshot_schedule|shutdown_agent|sync_data|test_archive_target"
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Method:
     def is_async(self) -> bool:
         """Whether ``Async.`` may stand before it."""
         made = not self.implicit or self.name in ("create", "destroy")
-        return made and self.cls not in ("session", "event", "task") and not self.name.startswith("get_")
+        return made and self.cls not in NO_ASYNC_CLASSES and not NO_ASYNC.fullmatch(self.name)
 
 
 @dataclass(frozen=True)

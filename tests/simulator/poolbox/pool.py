@@ -56,6 +56,8 @@ class Pool:
     faults: FaultBook
     accounts: dict[str, Account] = field(default_factory=dict)
     state_dir: Path = Path()
+    # what event.next is to tell a session: from which generation on, which classes
+    registered: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     # what a background worker does when a task is to be stopped, by task ref
     on_cancel: dict[str, Callable[[], None]] = field(default_factory=dict)
 

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from typing import Any
 
+from . import clock
 from .database import Database, DateTime
 from .errors import ApiError
 from .model import EPOCH, NULL
 from .xmlvalue import to_xml
 
 MOST_COMPLETED = 200
+COMPLETED_SECONDS = 65 * 60  # how long a completed task is kept
+PENDING_SECONDS = 24 * 3600  # how long a task is kept that nobody completes
 FINAL = ("success", "failure", "cancelled")
 
 
@@ -37,7 +41,8 @@ class TaskHandle:
 
     def cancelled(self) -> bool:
         """Whether somebody asked that the work stop."""
-        return self._db.exists("task", self.ref) and bool(self._db.field("task", self.ref, "current_operations"))
+        with self._db.lock:
+            return self._db.exists("task", self.ref) and "cancel" in _operations(self._db, self.ref).values()
 
     def check(self) -> None:
         """Raise TASK_CANCELLED when the work is to stop."""
@@ -65,16 +70,14 @@ class TaskHandle:
     def _complete(self, status: str, **fields: Any) -> None:
         with self._db.lock:
             if self._pending():
+                unwanted = self.owned or "destroy" in _operations(self._db, self.ref).values()
                 self._db.set(
                     "task", self.ref, status=status, progress=1.0, finished=DateTime.now(), current_operations={},
                     allowed_operations=[], **fields,
                 )
-                if self.owned or self._db.field("task", self.ref, "other_config").get(DESTROY_LATER):
+                if unwanted:
                     self._db.destroy("task", self.ref)
                 collect(self._db)
-
-
-DESTROY_LATER = "simulator:destroy-when-done"
 
 
 def new_task(
@@ -86,22 +89,40 @@ def new_task(
         status="pending", resident_on=host, progress=0.0, type="<none/>", subtask_of=parent,
         allowed_operations=["cancel"], backtrace="()",
     )
-    if db.exists("session", session):
-        db.set("session", session, tasks=db.field("session", session, "tasks") + [ref])
+    with db.lock:
+        if db.exists("session", session):
+            others = [task for task in db.field("session", session, "tasks") if db.exists("task", task)]
+            db.set("session", session, tasks=[*others, ref])
     return TaskHandle(db, ref, owned)
 
 
 def collect(db: Database) -> None:
-    """Remove the oldest completed tasks above the limit."""
-    done = [ref for ref in db.refs("task") if db.field("task", ref, "status") in FINAL]
-    for ref in done[:max(0, len(done) - MOST_COMPLETED)]:
-        db.destroy("task", ref)
+    """Remove tasks that are too old, and the oldest completed ones above the limit."""
+    with db.lock:
+        rows = {ref: db.get("task", ref) for ref in db.refs("task")}
+        done = [ref for ref, row in rows.items() if row["status"] in FINAL]
+        old = {ref for ref in done if clock.seconds_since(rows[ref]["finished"]) > COMPLETED_SECONDS}
+        old |= {
+            ref for ref, row in rows.items()
+            if row["status"] not in FINAL and clock.seconds_since(row["created"]) > PENDING_SECONDS
+        }
+        for ref in old.union(done[:max(0, len(done) - MOST_COMPLETED)]):
+            db.destroy("task", ref)
+
+
+def _operations(db: Database, ref: str) -> dict[str, str]:
+    found: dict[str, str] = db.field("task", ref, "current_operations")
+    return found
+
+
+def _begin(db: Database, ref: str, operation: str) -> None:
+    db.set("task", ref, current_operations=_operations(db, ref) | {f"OpaqueRef:{uuid.uuid4()}": operation})
 
 
 def cancel(db: Database, ref: str) -> None:
     """Ask the worker of a task to stop; nothing more happens here."""
     if db.field("task", ref, "status") == "pending":
-        db.set("task", ref, current_operations={ref: "cancel"})
+        _begin(db, ref, "cancel")
 
 
 def destroy(db: Database, ref: str) -> None:
@@ -110,7 +131,7 @@ def destroy(db: Database, ref: str) -> None:
         if db.field("task", ref, "status") in FINAL:
             db.destroy("task", ref)
         else:
-            db.set("task", ref, other_config=db.field("task", ref, "other_config") | {DESTROY_LATER: "true"})
+            _begin(db, ref, "destroy")
 
 
 def run(task: TaskHandle, work: Any, on_done: Any = None) -> threading.Thread:

@@ -7,8 +7,7 @@ from typing import Any
 
 from . import tasks
 from .api import Context, method
-from .errors import ApiError
-from .sessions import check
+from .sessions import check, require_role
 
 OPERATORS = ("pool-admin", "pool-operator")
 
@@ -16,12 +15,9 @@ OPERATORS = ("pool-admin", "pool-operator")
 def _own(ctx: Context, ref: str) -> None:
     ctx.db.get("task", ref)
     account = check(ctx.pool, ctx.session)
-    if account.name == "root" or account.role in OPERATORS:
-        return
-    for session in ctx.db.find("session", auth_user_name=account.name):
-        if ref in ctx.db.field("session", session, "tasks"):
-            return
-    raise ApiError("RBAC_PERMISSION_DENIED", "task.destroy/any", "No permission in user session")
+    sessions = ctx.db.find("session", auth_user_name=account.name)
+    if not any(ref in ctx.db.field("session", session, "tasks") for session in sessions):
+        require_role(account, OPERATORS, "task.destroy/any")
 
 
 @method("task.create")

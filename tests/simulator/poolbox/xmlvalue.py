@@ -70,12 +70,12 @@ def from_element(element: ET.Element) -> Any:
     raise ValueError(f"unknown XML-RPC type {child.tag}")
 
 
-def parse_call(body: bytes) -> tuple[str, list[Any]]:
+def parse_call(body: str) -> tuple[str, list[Any]]:
     """The method's name and parameters of a ``methodCall``. Raises ValueError."""
-    if b"<!DOCTYPE" in body[:4096] or b"<!ENTITY" in body:
+    if "<!DOCTYPE" in body[:4096] or "<!ENTITY" in body:
         raise ValueError("document types are not accepted")
     try:
-        root = ET.fromstring(body)
+        root = ET.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", body))  # whose encoding was dealt with
     except ET.ParseError as error:
         raise ValueError(str(error)) from error
     name = root.findtext("methodName")
