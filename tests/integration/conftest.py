@@ -47,6 +47,8 @@ def wait_until(happened: Any) -> Any:
 class Site:
     """What the tests of a module share. Backups go from the pool production, restores to the pool recovery."""
 
+    settings = SETTINGS
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.simulator = start_simulator(TESTS / "simulator" / "examples" / "test.yml", folder)
@@ -100,7 +102,8 @@ class Site:
 
     def playbook(self, *arguments: str, fails: bool = False, **environment: str) -> str:
         """Run a playbook and return its output."""
-        done = subprocess.run([str(BIN / "ansible-playbook"), *arguments], env=os.environ | SETTINGS | environment,
+        settings = SETTINGS | {"ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml"} | environment
+        done = subprocess.run([str(BIN / "ansible-playbook"), *arguments], env=os.environ | settings,
                               capture_output=True, text=True, timeout=180, check=False)
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stdout + done.stderr
