@@ -138,7 +138,7 @@ def test_points_nobody_vouches_for_count_as_none(site):
     points = site.one("xen_backup_info", repository=str(site.repository), allowed_signers=str(strangers))["points"]
     assert points and not any(point["trusted"] for point in points)
     result = site.restore(site.uuid("database"), fails=True, allowed_signers=str(strangers))
-    assert "no usable restore point" in result["msg"] and "not signed by an allowed signer" in result["msg"]
+    assert "no usable restore point" in result["msg"] and "not among the allowed signers" in result["msg"]
 
 
 def test_sealed_verification_needs_no_key_and_finds_what_changed(site):
