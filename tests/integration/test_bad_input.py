@@ -46,7 +46,8 @@ RESTORES = {
     "SR too small": ({"sr": "Small storage"}, ["'database'", "Small storage", "bytes free", "needed"]),
     "no counterpart of a network": ({"networks": {}}, ["'database'", "'Storage'", "networks"]),
     "unknown network": ({"networks": {"Storage": "Nowhere"}}, ["'database'", "'Nowhere'"]),
-    "unknown point": ({"point": "20200101T000000Z-000001-000000000000"}, ["'database'", "no usable restore point", "xen_backup_info"]),
+    "unknown point": ({"point": "20200101T000000Z-000001-000000000000"},
+                      ["'database'", "no usable restore point", "xen_backup_info"]),
     "unknown VM": ({"vm": "nobody"}, ["'nobody'"]),
     "no identity": ({"identities": []}, ["'database'"]),
     "wrong identity": ({"vm": "{uuid}", "identities": ["{folder}/other.key"]}, ["{uuid}", "identit"]),
@@ -57,6 +58,9 @@ RESTORES = {
     "file missing": ({"repository": None, "vm": None, "src": "/nonexistent.xva"}, ["/nonexistent.xva"]),
     "file of no format": ({"repository": None, "vm": None, "src": "{folder}/nonsense.key"}, ["nonsense.key"]),
 }
+
+
+CASES = [("back up", name) for name in BACKUPS] + [("restore", name) for name in RESTORES]
 
 
 def filled(site, value):
@@ -76,11 +80,10 @@ def fixture_outcomes(site):
     results = site.run(*backups, *restores, fails=True)
     site.left_behind()
     after = (site.contents(), site.state("production"), site.state("recovery"))
-    names = [("back up", name) for name in BACKUPS] + [("restore", name) for name in RESTORES]
-    return dict(zip(names, results, strict=True)), before, after
+    return dict(zip(CASES, results, strict=True)), before, after
 
 
-@pytest.mark.parametrize("case", [("back up", name) for name in BACKUPS] + [("restore", name) for name in RESTORES], ids=": ".join)
+@pytest.mark.parametrize("case", CASES, ids=": ".join)
 def test_one_clear_message(site, outcomes, case):
     doing, name = case
     result = outcomes[0][case]
