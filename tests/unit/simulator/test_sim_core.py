@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from poolbox import clock, rpc, sessions, tasks
 from poolbox.cli import IMPLEMENTATIONS
+from poolbox.control import Control
 from poolbox.errors import ApiError
-from poolbox.pool import Account
+from poolbox.pool import Account, World
 
 HOUR = 3600.0
 
@@ -255,6 +256,17 @@ def test_logging_out_wakes_who_waits_for_events(lab):
         call(lab, "session.logout", lab.session)
     thread.join(20)
     assert caught == [["SESSION_INVALID", lab.session]]
+
+
+def test_the_control_interface_moves_the_time_on(lab, later, tmp_path):
+    control = Control(World({"lab": lab.pool}, tmp_path), lambda: None)
+    task = call(lab, "task.create", lab.session, "done", "")
+    tasks.TaskHandle(lab.db, task).succeed()
+    before = clock.now()
+    answer = control.post(["clock", "advance"], {"seconds": 25 * HOUR})
+    assert answer["now"] > before.strftime(clock.FORMAT)
+    assert not lab.db.exists("task", task)
+    assert error(lab, "VM.get_all", lab.session) == ["SESSION_INVALID", lab.session]
 
 
 def test_what_came_and_went_between_two_calls_is_not_told(lab):

@@ -140,8 +140,10 @@ def test_every_host_has_a_certificate_of_its_own(lab):
 
 def test_a_host_that_is_killed_breaks_its_connections_and_comes_back_at_its_address(lab, wire):
     listener = lab.pool.hosts[0].listener
+    assert wire.ask("POST /jsonrpc HTTP/1.1", LOGIN)[0] == "HTTP/1.1 200 OK"
     listener.stop()
-    assert wire.ended()
+    with socket.socket(fileno=wire.socket.detach()) as raw, pytest.raises(ConnectionResetError):
+        raw.recv(1 << 16)  # without TLS, which would make an end of it
     with pytest.raises(OSError):
         Wire(lab)
     listener.start()
