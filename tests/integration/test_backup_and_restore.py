@@ -106,7 +106,8 @@ def test_the_playbook_restores_into_another_pool(site, protect, backed_up):
         assert source[name] == copy[name]
     for name in ("device", "mac"):
         assert [one[name] for one in source["interfaces"]] == [one[name] for one in copy["interfaces"]]
-    assert [(disk["device"], disk["size"]) for disk in source["disks"]] == [(disk["device"], disk["size"]) for disk in copy["disks"]]
+    shapes = [[(disk["device"], disk["size"]) for disk in vm["disks"]] for vm in (source, copy)]
+    assert shapes[0] == shapes[1]
     assert {disk["sr"] for disk in copy["disks"]} == {"Recovery storage"}
 
 
@@ -149,7 +150,8 @@ def test_the_stock_recipe_rebuilds_what_a_pool_imports(site, backed_up, wait_unt
     with site.api("recovery") as call:
         sr = call("SR.get_uuid", call("SR.get_by_name_label", "Recovery storage")[0])
     command = ["curl", "--silent", "--show-error", "--fail", "--cacert", site.simulator.ready["ca"], "--user", "root:secret",
-               "--header", "Expect:", "--upload-file", target, f"{described['members'][0]}/import?sr_uuid={sr}", "--output", "/dev/null"]
+               "--header", "Expect:", "--upload-file", target, f"{described['members'][0]}/import?sr_uuid={sr}",
+               "--output", "/dev/null"]
     subprocess.run(command, timeout=60, check=True)
     wait_until(lambda: "database" in site.state("recovery")["vms"] and not site.state("recovery")["tasks"])
     assert site.disks("production", "database") == site.disks("recovery", "database")
