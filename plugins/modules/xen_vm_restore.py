@@ -149,7 +149,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.guestark.xen.plugins.module_utils import arguments, results
 from ansible_collections.guestark.xen.plugins.module_utils.engine.archive import Archive, open_file, open_point
 from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import choose_point
-from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS
+from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, naming
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
 from ansible_collections.guestark.xen.plugins.module_utils.engine.restore import RestoreOrder, plan, restore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
@@ -180,7 +180,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         options["name"], options["sr"], options["networks"], options["macs"], options["start"], options["stall_timeout"]
     )
     with ExitStack() as stack:
-        archive = open_archive(stack, options)
+        with naming("restore", order.name or options["vm"] or options["src"]):
+            archive = open_archive(stack, options)
         client = stack.enter_context(arguments.pool_client(options))
         found = plan(client, archive, order)
         result = {"changed": found.existing is None, "restored_from": archive.origin, "sr": found.sr_name}

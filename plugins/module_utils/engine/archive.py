@@ -9,6 +9,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Iterator, Protocol, Sequence
 
+from ..age.errors import PayloadError
 from ..age.stream import AgeReader
 from ..repository.errors import PointDamaged
 from ..repository.point_reader import PointReader
@@ -63,19 +64,36 @@ class PointArchive:
         return unit
 
 
+class FileDamaged(XvaError):
+    """An exported file that is cut, damaged, or no export at all."""
+
+    remedy = "Use another copy of the file, or a new export."
+
+
+@contextmanager
+def _judged(name: str) -> Iterator[None]:
+    """Make FileDamaged of what its formats' readers say of a file."""
+    try:
+        yield
+    except (XvaError, PayloadError, zstandard.ZstdError) as error:
+        raise FileDamaged("%s is cut or damaged, or no export: %s" % (name, error)) from error
+
+
 class FileArchive:
     """An exported file: plain, compressed with zstd, and encrypted with age, as its first bytes tell."""
 
     def __init__(self, path: str, stream: BinaryIO, size: int) -> None:
         self.origin = os.path.basename(path)
-        self._reader = XvaReader(stream, verify=False)
+        with _judged(self.origin):
+            self._reader = XvaReader(stream, verify=False)
         self._labels = canonical_labels(self._reader.ova)
         self.ova = self._reader.ova.canonical(self._labels)
         self.stored_bytes = size
 
     def units(self) -> Iterator[bytes]:
-        """See Archive. Raises XvaError for a cut or damaged file."""
-        return ordered(self._reader.blocks(), self._checked)
+        """See Archive. Raises FileDamaged."""
+        with _judged(self.origin):
+            yield from ordered(self._reader.blocks(), self._checked)
 
     def _checked(self, block: Block) -> bytes:
         check_block(block)

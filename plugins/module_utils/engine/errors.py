@@ -29,13 +29,16 @@ class EngineError(Exception):
 
 
 def _remedy(error: Exception) -> str:
+    own = getattr(error, "remedy", "")
+    if own:
+        return str(own)
     if isinstance(error, NoMatchError):
         return "Give the identity that belongs to one of the recipients this was encrypted to."
     if isinstance(error, XvaError):
         return "Run it again; if it repeats, check the storage and the network between the mover and the host."
     if isinstance(error, AgeError):
         return "Verify the repository with sealed verification, and use an earlier point."
-    return str(getattr(error, "remedy", "") or "")
+    return ""
 
 
 @contextmanager

@@ -249,7 +249,7 @@ class PoolClient:
             credentials = (self._username, self._password, "1.1", self._originator)
             try:
                 session = self._rpc(endpoint).request(
-                    "session.login_with_password", credentials, READ_TIMEOUT, hidden=self._password
+                    "session.login_with_password", credentials, READ_TIMEOUT, str(endpoint), self._password
                 )
                 return _Login(endpoint, str(session))
             except XapiError as error:

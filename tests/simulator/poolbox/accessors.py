@@ -23,7 +23,6 @@ def find(cls: Class, method: Method) -> Implementation | None:
         "get_by_name_label": lambda ctx, label: ctx.db.find(name, name_label=label),
         "get_all": lambda ctx: ctx.db.refs(name),
         "get_all_records": _all_records(name),
-        "get_all_records_where": _records_where(name),
     }
     if method.name in whole:
         return whole[method.name]
@@ -41,22 +40,6 @@ def _all_records(cls: str) -> Implementation:
             return {ref: ctx.db.get(cls, ref) for ref in ctx.db.refs(cls)}
 
     return get_all_records
-
-
-def _records_where(cls: str) -> Implementation:
-    """Of the expressions, "true" and comparisons of fields with texts joined by "and"; the server knows more."""
-
-    def get_all_records_where(ctx: Context, expression: str) -> dict[str, Any]:
-        wanted = {}
-        for term in [] if expression.strip() == "true" else re.split(r"\)?\s+and\s+\(?", expression.strip(" ()")):
-            match = re.fullmatch(r'\s*field\s*"(\w+)"\s*=\s*"([^"]*)"\s*', term)
-            if not match:
-                raise ApiError("INTERNAL_ERROR", f"Db_filter.Expression_error({term})")
-            wanted[match[1]] = {"true": True, "false": False}.get(match[2], match[2])
-        with ctx.db.lock:
-            return {ref: ctx.db.get(cls, ref) for ref in ctx.db.find(cls, **wanted)}
-
-    return get_all_records_where
 
 
 def _getter(cls: str, field: str) -> Implementation:

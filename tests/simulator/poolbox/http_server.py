@@ -3,6 +3,7 @@
 """One host's HTTPS listener: a thread a connection, RPC answered here, everything else by its handler."""
 from __future__ import annotations
 
+import ctypes
 import html
 import socket
 import ssl
@@ -67,14 +68,10 @@ class Listener:
                 pass
             self._socket.close()
             self._socket = None
-        with self._lock:
-            connections, self._connections = list(self._connections), set()
-        for connection in connections:
-            try:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        with self._lock:  # while it is held, none of them is closed and its number used again
+            for connection in self._connections:
+                reset(connection)
+            self._connections = set()
 
     def hang(self) -> None:
         """Go on accepting and say nothing."""
@@ -143,6 +140,12 @@ class Listener:
         except Dropped:
             req.abort(reset=True)
         return False
+
+
+def reset(connection: socket.socket) -> None:
+    """Break a connection by RST while another thread may be using it, which learns of it at once."""
+    nowhere = bytes(16)  # an address of no family: connecting to it dissolves a connection
+    ctypes.CDLL(None).connect(connection.fileno(), nowhere, len(nowhere))
 
 
 def answer(req: Request, ctx: Context) -> bool:
@@ -217,6 +220,8 @@ def handle(req: Request, ctx: Context) -> None:
     """Give a request to the handler with the longest path that begins it."""
     if req.method not in ("GET", "PUT"):
         raise Refused(501, more=f"<p>{html.escape(req.method)} not supported.<br /></p>")
+    if ctx.host.emergency:
+        raise Refused(500, more=f"{ctx.host.emergency}: [  ]")
     paths = [path for verb, path in HANDLERS if verb == req.method and req.path.startswith(path)]
     if not paths:
         if req.method == "GET" and req.path == "/":

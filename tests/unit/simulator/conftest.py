@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import pytest
 from poolbox.certificates import Authority
-from poolbox.database import Database
+from poolbox.database import Database, DateTime
 from poolbox.faults import FaultBook
 from poolbox.http_server import Listener
 from poolbox.pool import Account, Host, Pool
@@ -58,7 +58,7 @@ class Lab:
 
     def task(self) -> str:
         """A task as a client makes one."""
-        return self.db.create("task", name_label="test", status="pending", type="<none/>")
+        return self.db.create("task", name_label="test", status="pending", type="<none/>", created=DateTime.now())
 
     def finished(self, task: str) -> dict[str, Any]:
         """The task's record once it is complete."""
