@@ -71,3 +71,7 @@ docs: venv  ## build the documentation site in .build/docs/site
 .PHONY: demo
 demo: venv system  ## back up, lose and restore virtual machines of simulated pools
 	tests/demo/run
+
+.PHONY: bench
+bench: venv system  ## measure backup and restore
+	tests/performance/run
