@@ -140,7 +140,7 @@ def test_stock_tools_open_a_segment(site, backed_up):
     pipe = 'age -d -i "$1" "$2" | zstd -d | tar -tf -'
     listing = subprocess.run(["bash", "-o", "pipefail", "-c", pipe, "-", site.data_key, segment], capture_output=True, text=True,
                              check=True, timeout=60).stdout
-    assert listing.startswith("ova.xml\nRef:1001/00000000\nRef:1001/00000000.checksum\n")
+    assert listing.startswith("ova.xml\nRef:1001/00000000\nRef:1001/00000000.xxhash\n")
 
 
 def test_the_stock_recipe_rebuilds_what_a_pool_imports(site, backed_up, wait_until):

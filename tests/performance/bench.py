@@ -29,7 +29,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from simulator_fixture import Simulator, start_simulator  # noqa: E402
+from simulator_fixture import start_simulator  # noqa: E402
 
 GIB = 1 << 30
 MB = 10**6
@@ -265,7 +265,8 @@ def main() -> None:
                 for side in ("tools", "module"):
                     run = getattr(bench, f"{verb}_with_{side}")()
                     results.setdefault(f"{verb}, {side}", []).append(run)
-                    print(f"round {number + 1}: {verb}, {side}: {run.wall:.1f} s, CPU {run.cpu:.1f} s, {run.memory:.0f} MiB", flush=True)
+                    said = f"{run.wall:.1f} s, CPU {run.cpu:.1f} s, {run.memory:.0f} MiB"
+                    print(f"round {number + 1}: {verb}, {side}: {said}", flush=True)
     finally:
         bench.simulator.stop()
     files = {"tools": [bench.folder / "tools.xva.zst.age"], "module": bench.folder.glob("repository/vm/*/*/*")}

@@ -18,7 +18,7 @@ from ..repository.repository import Repository
 from ..repository.units import decode_block
 from ..xva.errors import XvaError
 from ..xva.ova import Ova
-from ..xva.reader import Block, XvaReader
+from ..xva.reader import Block, XvaReader, gapless
 from ..xva.writer import BLOCK, block_unit, verify_checksum
 from .description import canonical_labels
 from .pipeline import ordered
@@ -93,11 +93,13 @@ class FileArchive:
     def units(self) -> Iterator[bytes]:
         """See Archive. Raises FileDamaged."""
         with _judged(self.origin):
-            yield from ordered(self._reader.blocks(), self._checked)
+            yield from ordered(gapless(self.ova.disks, self._reader.blocks()), self._checked)
 
     def _checked(self, block: Block) -> bytes:
         check_block(block)
-        return block_unit(self._labels[block.label], block.offset // BLOCK, block.data)
+        return block_unit(
+            self._labels[block.label], block.offset // BLOCK, block.data, block.checksum_kind, block.checksum
+        )
 
 
 def check_block(block: Block) -> None:

@@ -131,7 +131,9 @@ def blocks_of(
 
     def encode(block: Block) -> tuple[Block, EncodedUnit]:
         check_block(block)
-        return block, encode_block(labels[block.label], block.offset // BLOCK, block.data)
+        return block, encode_block(
+            labels[block.label], block.offset // BLOCK, block.data, block.checksum_kind, block.checksum
+        )
 
     before = _offsets(stream.ova.disks)
     total = sum(disk.virtual_size for disk in stream.ova.disks)

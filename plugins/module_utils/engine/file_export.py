@@ -68,7 +68,7 @@ def _plain(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iter
 
     def unit_of(block: Block) -> bytes:
         check_block(block)
-        return block_unit(labels[block.label], block.offset // BLOCK, block.data)
+        return block_unit(labels[block.label], block.offset // BLOCK, block.data, block.checksum_kind, block.checksum)
 
     yield ova_unit(description_of(stream.ova, labels, vm))
     yield from ordered(stream.blocks(), unit_of)

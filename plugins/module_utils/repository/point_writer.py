@@ -22,7 +22,7 @@ from .layout import PointId
 from .posix import PosixStore
 from .record import PointRecord
 from .segments import EXTENT, ObjectWriter, Segment, SegmentWriter
-from .units import LEVEL, EncodedUnit, encode_block, encode_end, encode_ova
+from .units import LEVEL, EncodedUnit, encode_end, encode_ova
 
 MOMENT = "%Y-%m-%dT%H:%M:%SZ"
 SCHEMA = 1
@@ -140,18 +140,16 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
 
         A full point keeps no zero block but the first and the last of a disk: where it is restored, it would take
         space. Exception: importers take the length of the archive's first block for that of every block left out
-        (xen-api: stream_vdi.ml), so where the first disk is shorter than 1 MiB nothing may be left out.
+        (xen-api: stream_vdi.ml), so where the first disk is shorter than 1 MiB nothing may be left out, by the caller either.
         ValueError for blocks that do not come in order or do not fit their disk.
         """
         disk = self._disks[label]
         self._begin(label)
         last = disk.blocks - 1
-        if not disk.next <= number <= last or unit.plain_len != min(BLOCK, disk.ova.virtual_size - number * BLOCK):
+        furthest = disk.next if self._gapless else last
+        if not disk.next <= number <= min(furthest, last) or unit.plain_len != min(BLOCK, disk.ova.virtual_size - number * BLOCK):
             raise ValueError("block %d of %d bytes has no place on disk %s" % (number, unit.plain_len, label))
         disk.first_seen = disk.first_seen or number == 0
-        if self._gapless:
-            for gap in range(disk.next, number):
-                self._store_block(disk, gap, encode_block(label, gap, bytes(BLOCK)))
         disk.next = number + 1
         if self._gapless or not unit.zero or number in (0, last):
             self._store_block(disk, number, unit)

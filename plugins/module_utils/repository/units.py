@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Union
+from typing import Optional, Union
 
 from ..xva.errors import XvaError
 from ..xva.tarfmt import SECTOR, make_header, padding, parse_header
@@ -22,8 +22,6 @@ with suppress(ImportError):
     import zstandard
 
 LEVEL = 1
-# XAPI 1.170 (8.1) and older releases alike import members with this checksum
-CHECKSUM = "sha1"
 MOST_UNIT = SECTOR + BLOCK + 2 * SECTOR
 MOST_FRAME = MOST_UNIT + 8192  # zstd's own bound for what does not compress is smaller
 MOST_OVA_UNIT = 17 * 1024 * 1024
@@ -48,14 +46,14 @@ class EncodedUnit:
     plain_len: int
 
 
-def encode_block(label: str, number: int, data: Data) -> EncodedUnit:
+def encode_block(label: str, number: int, data: Data, kind: str = "sha1", checksum: Optional[str] = None) -> EncodedUnit:
     """Digest, wrap and compress a block (1 byte to 1 MiB) of the disk ``label``; ``number`` is its offset in MiB.
 
-    Raises XvaError for what an archive cannot hold.
+    ``kind`` and ``checksum`` are those of ``xva.writer.block_unit``. Raises XvaError for what an archive cannot hold.
     """
     digest = hashlib.sha256(data).digest()
     length = len(data)
-    frame = _compress(block_unit(label, number, data, CHECKSUM))
+    frame = _compress(block_unit(label, number, data, kind, checksum))
     return EncodedUnit(frame, digest, digest == zero_digest(length), length < BLOCK, length)
 
 

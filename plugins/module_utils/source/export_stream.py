@@ -9,7 +9,7 @@ from typing import Iterator
 from ..xapi.client import PoolClient
 from ..xapi.transfers import Export, export_vm
 from ..xva.ova import Ova
-from ..xva.reader import Block, XvaReader
+from ..xva.reader import Block, XvaReader, gapless
 
 
 class ExportStream:
@@ -26,7 +26,7 @@ class ExportStream:
         A block's own checksum is not verified here but by the worker that takes it (it costs a core).
         When all blocks came, the task is awaited: only its status says that the export is whole.
         """
-        yield from self._reader.blocks()
+        yield from gapless(self.ova.disks, self._reader.blocks())
         self._transfer.finish()
 
 

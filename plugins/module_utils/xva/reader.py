@@ -10,7 +10,7 @@ from typing import Any, Iterator, Optional, Protocol
 from .errors import XvaError
 from .ova import MAX_OVA_BYTES, Ova, OvaDisk
 from .tarfmt import FILE, PAX, SECTOR, Member, padding, parse_header, pax_keywords
-from .writer import BLOCK, OVA_NAME, SUFFIX, verify_checksum
+from .writer import BLOCK, OVA_NAME, SUFFIX, verify_checksum, zero_checksum
 
 MAX_PAX_BYTES = 65536
 _COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x8b": "gzip"}
@@ -172,6 +172,25 @@ class XvaReader:
             "%s, %s, at byte %d of the %d bytes of %r"
             % (problem, where, self._offset, self._disk.virtual_size, self._disk.name_label), disk=self._disk.label,
         )
+
+
+def gapless(disks: list[OvaDisk], blocks: Iterator[Block]) -> Iterator[Block]:
+    """Put zero blocks where ``blocks`` has none, for an archive in which none may be left out; else change nothing.
+
+    ``disks`` and ``blocks`` are those of a reader. Importers take the length of an archive's first block for the length
+    of every block left out (xen-api: stream_vdi.ml): that goes wrong where the first disk is shorter than 1 MiB.
+    """
+    sizes = [disk.virtual_size for disk in disks if disk.virtual_size]
+    if not sizes or sizes[0] >= BLOCK:
+        yield from blocks
+        return
+    at: tuple[str, int] = ("", 0)
+    for block in blocks:
+        start = at[1] if at[0] == block.label else 0
+        for offset in range(start, block.offset, BLOCK):
+            yield Block(block.label, offset, bytearray(BLOCK), block.checksum_kind, zero_checksum(block.checksum_kind))
+        at = block.label, block.offset + BLOCK
+        yield block
 
 
 def _quoted(member: Optional[Member]) -> str:

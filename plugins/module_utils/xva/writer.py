@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from typing import Union
+from functools import lru_cache
+from typing import Optional, Union
 
 from .errors import XvaError
 from .tarfmt import SECTOR, make_header, padding
@@ -24,20 +25,20 @@ SUFFIX = {"sha1": ".checksum", "xxhash": ".xxhash"}
 Data = Union[bytes, bytearray, memoryview]
 
 
-def block_unit(label: str, number: int, data: Data, checksum: str = "sha1") -> bytes:
+def block_unit(label: str, number: int, data: Data, kind: str = "sha1", checksum: Optional[str] = None) -> bytes:
     """Return the tar members of one block: ``data`` (at most 1 MiB) and its checksum, each padded to 512 bytes.
 
-    ``number``: where the block lies on the disk, in MiB. ``checksum``: ``sha1``, which every release imports, or
-    ``xxhash``, which XAPI 1.170 and later do.
+    ``number``: where the block lies on the disk, in MiB. ``kind`` of checksum: ``sha1``, which every release imports, or
+    ``xxhash``, which XAPI 1.170 and later do. ``checksum``: its digits, where they are known to be right.
     Raises XvaError for a number or a block the format cannot hold.
     """
     if not 0 <= number <= MAX_NUMBER or not 0 < len(data) <= BLOCK:
         raise XvaError("%d bytes as block %d do not fit into an archive" % (len(data), number), disk=label)
     name = "%s/%08d" % (label, number)
-    text = _checksum(checksum, data).encode("ascii")
+    text = (checksum or _checksum(kind, data)).encode("ascii")
     return b"".join((
         make_header(name, len(data)), data, bytes(padding(len(data))),
-        make_header(name + SUFFIX[checksum], len(text)), text, bytes(padding(len(text))),
+        make_header(name + SUFFIX[kind], len(text)), text, bytes(padding(len(text))),
     ))
 
 
@@ -52,6 +53,12 @@ def verify_checksum(kind: str, text: str, data: Data) -> bool:
     Raises XvaError for an unknown kind.
     """
     return _checksum(kind, data) == text
+
+
+@lru_cache(maxsize=2)
+def zero_checksum(kind: str) -> str:
+    """The text of a checksum member for 1 MiB of zeros."""
+    return _checksum(kind, bytes(BLOCK))
 
 
 def _checksum(kind: str, data: Data) -> str:

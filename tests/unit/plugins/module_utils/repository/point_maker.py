@@ -47,7 +47,8 @@ def two_disks(seed: int = 0) -> list[Disk]:
 
 
 def blocks_of(disks: list[Disk], zeros: bool = False):
-    """(label, number, data) of the blocks XAPI would send; with ``zeros``, of every block."""
+    """(label, number, data) of the blocks of an export; with ``zeros``, or when the first disk is short, of every block."""
+    zeros = zeros or (bool(disks) and len(disks[0].image) < MIB)
     for one in disks:
         last = -(-len(one.image) // MIB) - 1
         for number in range(last + 1):

@@ -304,6 +304,17 @@ def test_a_block_that_has_no_place_is_refused(tmp_path, label, number, length):
     assert not repository.points()
 
 
+def test_no_block_may_be_missing_when_the_first_disk_is_short(tmp_path):
+    repository = make(tmp_path / "repository")
+    with repository.new_point(VM, KEYS) as point:
+        disks = [disk(0, 1536, {0: 1}), disk(1, 3 * MIB, {0: 2, 2: 3})]
+        point.put_ova(ova(disks))
+        point.put_block("Ref:1001", 0, encode_block("Ref:1001", 0, disks[0].image))
+        point.put_block("Ref:1002", 0, encode_block("Ref:1002", 0, disks[1].image[:MIB]))
+        with pytest.raises(ValueError, match="no place"):
+            point.put_block("Ref:1002", 2, encode_block("Ref:1002", 2, disks[1].image[2 * MIB:]))
+
+
 def test_a_disk_does_not_come_twice(tmp_path):
     repository = make(tmp_path / "repository")
     with repository.new_point(VM, KEYS) as point:

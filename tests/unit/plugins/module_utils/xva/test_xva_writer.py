@@ -8,8 +8,9 @@ import shutil
 import subprocess
 
 import pytest
+import xxhash
 from ansible_collections.guestark.xen.plugins.module_utils.xva.errors import XvaError
-from ansible_collections.guestark.xen.plugins.module_utils.xva.reader import XvaReader
+from ansible_collections.guestark.xen.plugins.module_utils.xva.reader import XvaReader, gapless
 from ansible_collections.guestark.xen.plugins.module_utils.xva.writer import (
     BLOCK,
     END,
@@ -33,7 +34,7 @@ def rewritten(archive: bytes, checksum: str = "sha1") -> bytes:
     labels = {disk.label: f"Ref:{1001 + i}" for i, disk in enumerate(reader.ova.disks)}
     ova = reader.ova.canonical(labels)
     ova.set_version(1, 20)
-    units = [block_unit(labels[b.label], b.offset // BLOCK, b.data, checksum) for b in reader.blocks()]
+    units = [block_unit(labels[b.label], b.offset // BLOCK, b.data, checksum) for b in gapless(reader.ova.disks, reader.blocks())]
     return b"".join([ova_unit(ova.to_bytes()), *units, END])
 
 
@@ -88,6 +89,22 @@ def test_the_importer_misplaces_what_follows_a_first_disk_of_less_than_one_mib()
         import_disks(archive, sizes)
     archive = pack(members_of([Disk("Ref:3", b"config" * 100), Disk("Ref:2", sparse)]))
     assert import_disks(archive, {"Ref:3": 600, "Ref:2": len(sparse)})["Ref:2"] == sparse
+
+
+@pytest.mark.parametrize("kind", ["sha1", "xxhash"])
+def test_what_is_rewritten_leaves_no_block_out_behind_a_short_first_disk(kind):
+    sparse = b"a" * MIB + bytes(3 * MIB) + b"b" * 700
+    disks = [Disk("Ref:1", b"config" * 100), Disk("Ref:2", sparse), Disk("Ref:3", bytes(2 * MIB))]
+    archive = rewritten(pack(members_of(disks)), kind)
+    images = import_disks(archive, {"Ref:1001": 600, "Ref:1002": 4 * MIB + 700, "Ref:1003": 2 * MIB})
+    assert list(images.values()) == [disk.image for disk in disks]
+
+
+def test_a_checksum_that_is_known_is_not_computed_again():
+    data = b"some block"
+    known = block_unit("Ref:1001", 7, data, "xxhash", "0123456789ABCDEF")
+    computed = block_unit("Ref:1001", 7, data, "xxhash")
+    assert known == computed.replace(b"%016X" % xxhash.xxh64_intdigest(data), b"0123456789ABCDEF") != computed
 
 
 def test_writing_again_changes_nothing(ext4):
