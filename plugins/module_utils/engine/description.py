@@ -8,8 +8,8 @@ from typing import Any
 from ..xva.ova import Ova
 
 FIRST_LABEL = 1001  # labels of equal width: their byte order, which importers demand, is then their numeric order
-READABLE_BY_ALL = (1, 20)  # archives of this version are imported by every release (xapi.md 5.8)
-# what a snapshot's record lacks of the VM's (xapi.md 3.3)
+READABLE_BY_ALL = (1, 20)  # archives of this version are imported by every release
+# what a snapshot's record lacks of the VM's
 LOST_IN_SNAPSHOTS = (
     "uuid", "name_label", "name_description", "blocked_operations", "order", "start_delay", "shutdown_delay",
     "ha_restart_priority",
