@@ -65,7 +65,8 @@ options:
   catalog_identities:
     description:
       - Files with identities (private keys) that open the points' metadata. A catalog identity is enough, a data identity does it too.
-      - Without one that fits, only what the signed commit records say is returned.
+      - Without one that fits, only what the signed commit records say of a point is known, and whether its objects are there; with one,
+        also whether they have the right length.
     type: list
     elements: path
     default: []

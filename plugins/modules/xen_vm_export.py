@@ -193,7 +193,7 @@ def order_of(module: AnsibleModule, client: PoolClient) -> BackupOrder:
     except ValueError as error:
         raise EngineError("max_age: %s." % error) from error
     vm = find_vm(client, name=options["name"], uuid=options["uuid"])
-    return BackupOrder(vm, options["snapshot"], max_age, options["stall_timeout"], TOOL)
+    return BackupOrder(vm, options["snapshot"], max_age, options["stall_timeout"], arguments.identities(options), TOOL)
 
 
 def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
@@ -220,8 +220,8 @@ def to_repository(module: AnsibleModule) -> dict[str, Any]:
     with arguments.pool_client(options) as client:
         order = order_of(module, client)
         if module.check_mode:
-            there = store.exists("repository.json") and order.max_age
-            recent = find_recent(Repository.open(store), order.vm["uuid"], order.max_age, signers) if there else None
+            there = store.exists("repository.json")
+            recent = find_recent(Repository.open(store), order, signers) if there else None
             if recent is None:
                 return {"changed": True}
             return {"changed": False, "point": described(order.vm, BackupResult(False, recent))}

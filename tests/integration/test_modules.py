@@ -162,6 +162,22 @@ def test_sealed_verification_needs_no_key_and_finds_what_changed(site):
     assert site.restore("database", repository=str(site.repository))["changed"]
 
 
+def test_a_young_point_that_was_cut_short_is_not_enough(site):
+    copy, keys = site.folder / "short", {"catalog_identities": [str(site.folder / "once-catalog.key")]}
+    shutil.copytree(site.repository, copy)
+    (segment,) = copy.glob(f"vm/{site.uuid('database')}/seg/*")
+    os.truncate(segment, segment.stat().st_size - 1)
+    refused = site.restore("database", fails=True, repository=str(copy), name="short")
+    assert "VM 'short'" in refused["msg"] and "bytes instead of" in refused["msg"]
+    export = site.export_options("database", repository=str(copy), max_age="1h", **keys)
+    planned, made, found = site.run(site.task("xen_vm_export", check_mode=True, **export),
+                                    *2 * [site.task("xen_vm_export", **export)])
+    assert [planned["changed"], made["changed"], found["changed"]] == [True, True, False]
+    listed = site.one("xen_backup_info", repository=str(copy), allowed_signers=str(site.signers), vm="database", **keys)
+    short, whole = listed["points"]
+    assert "bytes instead of" in short["problem"] and (whole["problem"], whole["point"]) == (None, made["point"]["point"])
+
+
 def test_points_without_encryption(site):
     open_repository = site.folder / "open"
     made, = site.run(site.task("xen_vm_export", **site.export_options(

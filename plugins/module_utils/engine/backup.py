@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Sequence
 from uuid import uuid4
 
 from ..age.sshsig import AllowedSigners
@@ -24,6 +24,7 @@ from ..xva.ova import OvaDisk
 from ..xva.reader import Block
 from ..xva.writer import BLOCK
 from .archive import check_block
+from .catalog import examine
 from .description import canonical_labels, description_of
 from .errors import naming
 from .pipeline import ordered
@@ -38,13 +39,15 @@ class BackupOrder:
 
     ``vm``: the VM's record, as ``inventory.find_vm`` gives it. ``snapshot_uuid``: a snapshot made before, which is left
     in place; without one a snapshot is taken and removed. ``max_age``: a valid point younger than this is enough.
-    ``tool``: name and version of who asks, recorded on the point.
+    ``catalog``: identities that open the metadata of earlier points. ``tool``: name and version of who asks, recorded on
+    the point.
     """
 
     vm: dict[str, Any]
     snapshot_uuid: Optional[str] = None
     max_age: Optional[timedelta] = None
     stall_timeout: float = 300.0
+    catalog: Sequence[Any] = ()
     tool: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,17 +65,18 @@ class BackupResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def find_recent(
-    repository: Repository, vm_uuid: str, max_age: timedelta, signers: Optional[AllowedSigners]
-) -> Optional[PointRecord]:
-    """The newest trusted, complete point whose moment is less than ``max_age`` ago, or None.
+def find_recent(repository: Repository, order: BackupOrder, signers: Optional[AllowedSigners]) -> Optional[PointRecord]:
+    """The VM's newest trusted, complete point whose moment is less than ``order.max_age`` ago, or None.
 
     The moment is when the run that made it began: what was written in the guest since is not in it.
     """
+    if not order.max_age:
+        return None
     now = datetime.now(timezone.utc)
-    for record in reversed(repository.points(vm_uuid, signers)):
-        if record.trusted and not record.problem and timedelta(0) <= now - record.started < max_age:
-            return record
+    for record in reversed(repository.points(order.vm["uuid"], signers)):
+        if record.trusted and timedelta(0) <= now - record.started < order.max_age:
+            if not examine(repository, record, order.catalog)[0].problem:
+                return record
     return None
 
 
@@ -89,7 +93,7 @@ def back_up(
     with naming("back up", order.vm["name_label"]), ExitStack() as stack:
         lease = stack.enter_context(Lease(repository.store, uuid))
         # looked at only now: another run may have made the point while this one waited for the lease
-        recent = find_recent(repository, uuid, order.max_age, signers) if order.max_age else None
+        recent = find_recent(repository, order, signers)
         if recent:
             return BackupResult(False, recent)
         repository.sweep(lease)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Optional, Sequence
 
-from ..age.errors import NoMatchError
+from ..age.errors import AgeError, NoMatchError
 from ..age.sshsig import AllowedSigners
 from ..repository.errors import RepositoryError
 from ..repository.layout import is_vm_uuid
@@ -75,16 +76,34 @@ def find_uuids(repository: Repository, vm: Optional[str], identities: Sequence[A
     return found
 
 
+def examine(
+    repository: Repository, record: PointRecord, identities: Sequence[Any]
+) -> tuple[PointRecord, dict[str, Any]]:
+    """Compare a point with its metadata; return (record, metadata).
+
+    The record has a problem when metadata or segments are not what was written, as far as their sizes tell. The
+    metadata is empty when there is a problem, and when none of the identities opens it: then nothing is compared.
+    """
+    if record.problem or (record.encrypted and not identities):
+        return record, {}
+    try:
+        meta = repository.meta(record, identities)
+        repository.check_sizes(record, meta)
+    except NoMatchError:
+        return record, {}
+    except (RepositoryError, AgeError) as error:
+        return replace(record, problem=str(error)), {}
+    return record, meta
+
+
 def describe_point(repository: Repository, record: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:
     """A point as data; with an identity that opens its metadata also names, sizes and consistency."""
+    record, meta = examine(repository, record, identities)
     point: dict[str, Any] = {
         "point": str(record.point), "vm_uuid": record.vm_uuid, "kind": record.kind, "started": record.started,
         "committed": record.committed, "trusted": record.trusted, "signer": record.signer, "problem": record.problem,
     }
-    if record.problem or (record.encrypted and not identities):
-        return point
-    with suppress(NoMatchError):
-        meta = repository.meta(record, identities)
+    if meta:
         point.update(
             vm_name=meta["vm"]["name_label"], method=meta["method"], consistency=meta["consistency"],
             virtual_bytes=sum(disk["virtual_size"] for disk in meta["disks"]),

@@ -90,6 +90,7 @@ class PointReader(AbstractContextManager):  # type: ignore[type-arg]
         names = [self._folder + segment for segment in self._record.segments]
         entries = list(zip(names, self._index.segments))
         self._segments = self._stack.enter_context(SegmentReader(self._store, entries, self._identities))
+        self._segments.check_sizes()
         described = self.meta["ova_xml"]
         self.ova_xml = decode_ova(self._segments.read_at(0, described["frame_bytes"]))
         if hashlib.sha256(self.ova_xml).hexdigest() != described["sha256"]:

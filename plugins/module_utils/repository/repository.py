@@ -116,6 +116,16 @@ class Repository:
         _refuse_problem(point)
         return read_meta(self.store, point, identities if point.encrypted else None)
 
+    def check_sizes(self, point: PointRecord, meta: dict[str, Any]) -> None:
+        """Raise PointDamaged unless every segment is as long as it was; ``meta`` is the point's metadata."""
+        for segment in meta["segments"]:
+            size = self.store.size(layout.vm_folder(point.vm_uuid) + segment["name"])
+            if size != segment["cipher_bytes"]:
+                raise PointDamaged(
+                    "%s has %d bytes instead of %d." % (segment["name"], size, segment["cipher_bytes"]),
+                    "Use another copy or another point.",
+                )
+
     def sweep(self, lease: Lease) -> list[str]:
         """Remove what earlier runs of the lease's VM left when they were killed, and return the names.
 

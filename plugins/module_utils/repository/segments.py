@@ -169,6 +169,13 @@ class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def check_sizes(self) -> None:
+        """Raise PointDamaged unless every segment is as long as the index says."""
+        for name, entry in self._segments:
+            size = self._store.size(name)
+            if size != entry.cipher_len:
+                raise PointDamaged("%s has %d bytes instead of %d." % (name, size, entry.cipher_len))
+
     def end_of(self, offset: int) -> int:
         """Where the segment ends that holds ``offset``."""
         entry = self._segments[self._find(offset)][1]
@@ -209,8 +216,6 @@ class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
             return
         self.close()
         name, entry = self._segments[number]
-        if self._store.size(name) != entry.cipher_len:
-            raise PointDamaged("%s has %d bytes instead of %d." % (name, self._store.size(name), entry.cipher_len))
         self._file = self._store.open(name)
         with reporting("read", name):
             self._reader = open_range(self._file, self._identities)

@@ -96,7 +96,7 @@ def test_a_segment_of_another_length_is_refused(tmp_path):
         path.write_bytes(changed)
         with SegmentReader(store, [(one.name, one.entry)], [DATA]) as reader:
             with pytest.raises(PointDamaged, match="bytes"):
-                reader.read_at(0, 10)
+                reader.check_sizes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with SegmentReader(store, [(one.name, one.entry)], [DATA]) as reader, pytest.raises(PayloadError):
         reader.read_at(0, 10)
