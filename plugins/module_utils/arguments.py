@@ -110,19 +110,23 @@ def _plain(text: str) -> str:
 
 
 def writer_keys(options: dict[str, Any]) -> WriterKeys:
-    """The keys that the options of writing() and catalog() name. Raises AgeError naming the key that is no good."""
-    from .age.errors import KeyFormatError
+    """The keys that the options of writing() and catalog() name.
+
+    Raises AgeError naming the key that is no good, EngineError for none.
+    """
     from .age.files import load_signing_key, recipients_of
     from .age.keys import parse_recipient
+    from .engine.errors import EngineError
     from .repository.point_writer import WriterKeys
 
     encrypted = options["encryption"] == "age"
     if encrypted and not options["recipients"]:
-        raise KeyFormatError(
-            "there is nobody to encrypt to: give recipients, or say encryption: none to store the guests' data readable"
+        raise EngineError(
+            "There is nobody to encrypt to.",
+            "Give recipients, or say encryption: none to store the guests' data readable.",
         )
     if not options["signing_key"]:
-        raise KeyFormatError("there is no signing_key to vouch for restore points: make one with xen_backup_key")
+        raise EngineError("There is no signing_key to vouch for restore points.", "Make one with xen_backup_key.")
     catalog_texts = list(options["catalog_recipients"])
     for path in options.get("catalog_identities", ()):
         catalog_texts += [text for text in recipients_of(path) if text not in catalog_texts]

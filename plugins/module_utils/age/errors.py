@@ -5,7 +5,15 @@ from __future__ import annotations
 
 
 class AgeError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package: ``message`` says what is wrong, ``remedy`` what to do (may be empty)."""
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return "%s. %s" % (self.message, self.remedy) if self.remedy else self.message
 
 
 class KeyFormatError(AgeError):

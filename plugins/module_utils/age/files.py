@@ -21,9 +21,14 @@ def _read(path: str, what: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         with open(path, "rb") as source:
             return parse(source.read())
     except OSError as error:
-        raise KeyFormatError("the %s %s cannot be read: %s" % (what, path, error.strerror)) from error
+        raise KeyFormatError(
+            "the %s %s cannot be read: %s" % (what, path, error.strerror),
+            "Check the path, and that the user the module runs as may read it.",
+        ) from error
     except (AgeError, ValueError) as error:
-        raise KeyFormatError("the %s %s cannot be used: %s" % (what, path, error)) from error
+        raise KeyFormatError(
+            "the %s %s cannot be used: %s" % (what, path, error), "Check that the file is complete and of the right kind."
+        ) from error
 
 
 def load_identities(paths: Sequence[str]) -> list[Identity]:
@@ -83,7 +88,10 @@ def _write_new(path: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise KeyFormatError("the key %s cannot be written: %s" % (path, error.strerror)) from error
+        raise KeyFormatError(
+            "the key %s cannot be written: %s" % (path, error.strerror),
+            "Make its folder, on a file system with hard links, and let the user the module runs as write there.",
+        ) from error
     finally:
         with suppress(OSError):
             os.unlink(temporary)
