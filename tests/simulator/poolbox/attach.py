@@ -17,7 +17,7 @@ from .errors import ApiError
 from .pool import Host, Pool
 from .storage import Disk
 
-LINGER_SECONDS = 0.3
+LINGER_SECONDS = 0.5
 
 
 _lingering: dict[str, threading.Timer] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .api import Context, method
-from .database import Database
+from .database import Database, DateTime
 from .errors import ApiError
 from .model import NULL
 
@@ -118,6 +118,25 @@ def set_running(ctx: Context, vm: str, host: str | None = None, state: str = RUN
         raise ApiError("NO_HOSTS_AVAILABLE")
     db.set("VM", vm, power_state=state, resident_on=host or alive[0], domid=len(db.refs("VM")) + 1)
     _attach(db, vm, True)
+    if state == RUNNING:
+        _boot(db, vm)
+
+
+def _boot(db: Database, vm: str) -> None:
+    """What has a disk has a guest, and every guest has tools."""
+    disks = [ref for ref in db.field("VM", vm, "VBDs") if db.field("VBD", ref, "type") == "Disk"]
+    if disks and not db.exists("VM_guest_metrics", db.field("VM", vm, "guest_metrics")):
+        db.set("VM", vm, guest_metrics=guest_tools(db))
+
+
+def guest_tools(db: Database) -> str:
+    """What the tools in a guest that has booted tell of it."""
+    return db.create(
+        "VM_guest_metrics", os_version={"name": "Debian GNU/Linux 12", "distro": "debian", "major": "12"},
+        PV_drivers_version={"major": "8", "minor": "4", "micro": "0", "build": "1"}, PV_drivers_detected=True,
+        PV_drivers_up_to_date=True, networks={"0/ip": "192.0.2.10"}, live=True, last_updated=DateTime.now(),
+        other={"feature-shutdown": "1", "feature-suspend": "1", "feature-reboot": "1"},
+    )
 
 
 def set_halted(db: Database, vm: str, state: str = HALTED) -> None:
@@ -207,6 +226,7 @@ def unpause(ctx: Context, vm: str) -> None:
     """Let it go on."""
     with operating(ctx, vm, "unpause"):
         ctx.db.set("VM", vm, power_state=RUNNING)
+        _boot(ctx.db, vm)
 
 
 @method("VM.resume")

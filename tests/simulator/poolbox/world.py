@@ -16,7 +16,7 @@ from typing import Any
 from . import space
 from .database import Database, DateTime
 from .faults import FaultBook
-from .lifecycle import update_allowed
+from .lifecycle import guest_tools, update_allowed
 from .model import NULL
 from .pool import Account, Host, Pool, World
 from .storage import Storage
@@ -181,7 +181,7 @@ class Builder:
                 "VM_metrics", memory_actual=memory, VCPUs_number=cpus, start_time=DateTime.now(), hvm=True,
                 last_updated=DateTime.now(), current_domain_type="hvm",
             ),
-            guest_metrics=self._guest_metrics() if running else NULL,
+            guest_metrics=guest_tools(db) if running else NULL,
         )
         for number, network in enumerate(one.get("networks", [next(iter(self.networks))])):
             digits = hashlib.sha256(f"{uuid}/{number}".encode()).hexdigest()
@@ -194,14 +194,6 @@ class Builder:
         for number, disk in enumerate(one.get("disks", [])):
             self._disk(vm, name, number, disk, running)
         update_allowed(db, vm)
-
-    def _guest_metrics(self) -> str:
-        return self.db.create(
-            "VM_guest_metrics", os_version={"name": "Debian GNU/Linux 12", "distro": "debian", "major": "12"},
-            PV_drivers_version={"major": "8", "minor": "4", "micro": "0", "build": "1"}, PV_drivers_detected=True,
-            PV_drivers_up_to_date=True, networks={"0/ip": "192.0.2.10"}, live=True, last_updated=DateTime.now(),
-            other={"feature-shutdown": "1", "feature-suspend": "1", "feature-reboot": "1"},
-        )
 
     def _disk(self, vm: str, name: str, number: int, one: dict[str, Any], running: bool) -> None:
         db, size = self.db, size_of(one["size"])

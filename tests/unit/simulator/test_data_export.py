@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import select
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -62,6 +63,19 @@ def test_whole_vm(lab: Any) -> None:
     assert sorted(disks.values()) == sorted(lab.content(lab.refs[name]) for name in ("system", "data"))
     assert list(disks) == sorted(disks), "in the order of the ids as text"
     assert answer.body.endswith(bytes(1024)) and len(answer.body) % 512 == 0
+
+
+def test_the_end_of_the_connection_comes_a_moment_after_the_data(lab: Any) -> None:
+    """Clients that hold back what is sent, and cannot bear its end meanwhile, live on that moment."""
+    task = lab.task()
+    connection = lab.connect()
+    connection.request("GET", lab.target("/export", {"ref": lab.refs["web"], "task_id": task}))
+    body = bytearray()
+    while lab.db.field("task", task, "status") == "pending" or select.select([connection.sock], [], [], 0.1)[0]:
+        body += connection.sock.recv(MIB)
+    assert body.endswith(bytes(1024)) and lab.finished(task)["status"] == "success"
+    assert connection.sock.recv(1) == b""
+    connection.close()
 
 
 def test_slash_behind_the_path_and_uuid_do_as_well(lab: Any) -> None:

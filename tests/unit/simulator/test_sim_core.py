@@ -308,3 +308,19 @@ def test_sessions_made_by_basic_authentication_do_not_add_up(lab):
         time.sleep(0.02)
     assert len(lab.db.refs("session")) == before
     assert sessions.expire(lab.pool) == before
+
+
+def test_a_guest_that_boots_tells_of_its_tools_again(lab):
+    vm = lab.refs["web"]
+
+    def tools() -> Any:
+        return lab.db.field("VM", vm, "guest_metrics")
+
+    call(lab, "VM.start", lab.session, vm, False, False)
+    assert lab.db.field("VM_guest_metrics", tools(), "PV_drivers_detected") is True
+    call(lab, "VM.clean_shutdown", lab.session, vm)
+    assert tools() == "OpaqueRef:NULL"
+    call(lab, "VM.start", lab.session, vm, True, False)
+    assert tools() == "OpaqueRef:NULL"  # paused: nothing has booted yet
+    call(lab, "VM.unpause", lab.session, vm)
+    assert lab.db.field("VM_guest_metrics", tools(), "live") is True
