@@ -9,7 +9,7 @@ from typing import Any
 
 from . import lifecycle, space
 from .api import Context, method
-from .database import DateTime
+from .database import Database, DateTime
 from .errors import ApiError
 from .model import EPOCH, NULL
 
@@ -20,6 +20,15 @@ RESET = {
 }
 # back references and identity are never copied
 OWN = ("uuid", "VBDs", "VIFs", "VTPMs", "VUSBs", "VGPUs", "consoles", "crash_dumps", "snapshots", "children", "parent")
+
+
+# what a VM gets back when it is reverted; identity, history, tags and placement stay its own
+RESTORED = (
+    "name_description", "platform", "NVRAM", "HVM_boot_policy", "HVM_boot_params", "HVM_shadow_multiplier", "PV_args",
+    "PV_bootloader", "PV_kernel", "PV_ramdisk", "VCPUs_max", "VCPUs_at_startup", "VCPUs_params", "memory_static_max",
+    "memory_dynamic_max", "memory_dynamic_min", "memory_static_min", "memory_target", "other_config", "xenstore_data",
+    "actions_after_shutdown", "actions_after_reboot", "actions_after_crash", "generation_id",
+)
 
 
 def _new_generation() -> str:
@@ -211,18 +220,38 @@ def revert(ctx: Context, snapshot_ref: str) -> None:
     with lifecycle.operating(ctx, snapshot_ref, "revert"):
         if not db.exists("VM", vm):
             raise ApiError("VM_REVERT_FAILED", snapshot_ref, vm)
-        for ref in db.field("VM", vm, "VBDs"):
-            vbd = db.get("VBD", ref)
-            if vbd["type"] == "Disk" and db.exists("VDI", vbd["VDI"]):
-                remove_vdi(ctx, vbd["VDI"])
-            else:
-                db.destroy("VBD", ref)
-        for ref in db.field("VM", vm, "VIFs"):
-            db.destroy("VIF", ref)
-        _copy_devices(ctx, snapshot_ref, vm, "clone", set(), None)
-        db.set("VM", vm, parent=snapshot_ref)
         lifecycle.set_halted(db, vm)
+        before = _remove_devices(ctx, vm)
+        taken = db.get("VM", snapshot_ref)
+        _copy_devices(ctx, snapshot_ref, vm, "clone", set(), None)
+        db.set("VM", vm, parent=snapshot_ref, **{name: taken[name] for name in RESTORED})
+        after = _disks(db, vm)
+        for place, old in before.items():
+            for sibling in db.find("VDI", snapshot_of=old):
+                db.set("VDI", sibling, snapshot_of=after.get(place, NULL))
+        if taken["power_state"] == lifecycle.SUSPENDED:
+            db.set("VM", vm, suspend_VDI=copy_vdi(ctx, taken["suspend_VDI"], "clone"))
+            lifecycle.set_halted(db, vm, lifecycle.SUSPENDED)
         lifecycle.update_allowed(db, vm)
+
+
+def _disks(db: Database, vm: str) -> dict[str, str]:
+    """Position -> VDI of a VM's disks."""
+    vbds = [db.get("VBD", ref) for ref in db.field("VM", vm, "VBDs")]
+    return {vbd["userdevice"]: vbd["VDI"] for vbd in vbds if vbd["type"] == "Disk" and db.exists("VDI", vbd["VDI"])}
+
+
+def _remove_devices(ctx: Context, vm: str) -> dict[str, str]:
+    """Take a VM's disks, drives, interfaces, TPM and saved memory away; return what disks it had, by position."""
+    db = ctx.db
+    before = _disks(db, vm)
+    memory = db.field("VM", vm, "suspend_VDI")
+    for vdi in (*before.values(), *([memory] if db.exists("VDI", memory) else [])):
+        remove_vdi(ctx, vdi)
+    for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs"), ("VTPM", "VTPMs")):
+        for ref in db.field("VM", vm, field):
+            db.destroy(cls, ref)
+    return before
 
 
 def _duplicate(ctx: Context, vm: str, name: str, how: str, sr: str | None) -> str:
