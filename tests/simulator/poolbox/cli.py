@@ -13,9 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-import yaml
-
-from . import control
+from . import config, control
 from .certificates import Authority
 from .http_server import Listener
 from .pool import Pool, World
@@ -39,7 +37,7 @@ def common_port(addresses: list[str]) -> int:
     raise OSError("no port is free on all hosts' addresses")
 
 
-def description(world: World, pool: Pool) -> dict[str, object]:
+def member_list(world: World, pool: Pool) -> dict[str, object]:
     """A pool in the ready-file; the coordinator is its first member."""
     db, account = pool.db, next(iter(pool.accounts.values()))
     hosts = sorted(pool.hosts, key=lambda host: host.ref != pool.coordinator)
@@ -55,7 +53,7 @@ def description(world: World, pool: Pool) -> dict[str, object]:
 
 def start(world: World, port: int | None) -> list[Listener]:
     """Make the certificates and listen for every host."""
-    authority = Authority(world.state_dir / "certificates")
+    authority = Authority(world.state_dir / config.CERTIFICATES)
     world.ca_path = authority.path
     hosts = [(pool, host) for pool in world.pools.values() for host in pool.hosts]
     port = port or common_port([host.address for dummy, host in hosts])
@@ -73,7 +71,7 @@ def write_ready(path: Path, world: World) -> None:
     content = {
         "ca": str(world.ca_path),
         "control": world.control_url,
-        "pools": {name: description(world, pool) for name, pool in world.pools.items()},
+        "pools": {name: member_list(world, pool) for name, pool in world.pools.items()},
     }
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -89,16 +87,21 @@ def main() -> None:
     options = parser.parse_args()
     for name in IMPLEMENTATIONS:
         importlib.import_module(f".{name}", __package__)
-    config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    options.state.mkdir(parents=True, exist_ok=True)
+    options.ready.unlink(missing_ok=True)  # an earlier run's would mislead whoever waits for it
+    try:
+        description = config.read(options.config)
+        config.prepare(options.state, description["pools"])
+    except config.ConfigError as error:
+        parser.exit(2, f"simulator: {error}\n")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *dummy: ended.set())
-    world = load_world(config, options.config.resolve().parent, options.state.resolve())
-    listeners = start(world, config.get("port"))
+    world = load_world(description, options.config.resolve().parent, options.state.resolve())
+    listeners = start(world, description.get("port"))
     server = control.serve(world, ended.set)
     write_ready(options.ready, world)
     ended.wait()
+    options.ready.unlink(missing_ok=True)
     server.shutdown()
     for listener in listeners:
         listener.stop()

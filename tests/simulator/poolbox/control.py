@@ -14,12 +14,17 @@ from typing import Any
 from . import clock, guest, ha, sessions, tasks
 from .errors import ApiError
 from .pool import Host, Pool, World
+from .storage import Disk
 
 STEP = 1 << 20
 
 
 class Wrong(Exception):
     """The request cannot be carried out as it stands."""
+
+
+class Missing(Wrong):
+    """It speaks of something that is not there."""
 
 
 class Control:
@@ -32,7 +37,7 @@ class Control:
     def pool(self, name: str) -> Pool:
         """The pool of a name."""
         if name not in self.world.pools:
-            raise Wrong(f"there is no pool {name}")
+            raise Missing(f"there is no pool {name}")
         return self.world.pools[name]
 
     def host(self, pool: str, name: str) -> Host:
@@ -40,7 +45,7 @@ class Control:
         for host in self.pool(pool).hosts:
             if host.name == name:
                 return host
-        raise Wrong(f"pool {pool} has no host {name}")
+        raise Missing(f"pool {pool} has no host {name}")
 
     def post(self, path: list[str], body: dict[str, Any]) -> Any:
         """Carry out a POST."""
@@ -66,12 +71,12 @@ class Control:
         if path == ["stop"]:
             self._stop()
             return {}
-        raise Wrong("no such request")
+        raise Missing("no such request")
 
     def delete(self, path: list[str]) -> Any:
         """Carry out a DELETE."""
         if path != ["faults"]:
-            raise Wrong("no such request")
+            raise Missing("no such request")
         for pool in self.world.pools.values():
             pool.faults.clear()
         return {}
@@ -85,7 +90,14 @@ class Control:
                 name: [{"match": rule.match, "fault": rule.fault, "hits": rule.hits} for rule in pool.faults.rules]
                 for name, pool in self.world.pools.items()
             }
-        raise Wrong("no such request")
+        raise Missing("no such request")
+
+    def disk(self, pool: str, uuid: str) -> Disk:
+        """A disk, open for reading."""
+        found = self.pool(pool)
+        if not found.db.find("VDI", uuid=uuid):
+            raise Missing(f"pool {pool} has no disk {uuid}")
+        return found.storage.open(uuid)
 
     def _advance(self, seconds: float) -> Any:
         clock.advance(seconds)
@@ -116,7 +128,7 @@ class Control:
     def _write(self, pool: Pool, vm: str, body: dict[str, Any]) -> Any:
         refs = pool.db.find("VM", uuid=vm) or pool.db.find("VM", name_label=vm, is_a_snapshot=False)
         if not refs:
-            raise Wrong(f"there is no VM {vm}")
+            raise Missing(f"there is no VM {vm}")
         uuid, disk = pool.db.field("VM", refs[0], "uuid"), int(body.get("disk", 0))
         if "file" in body:
             content = base64.b64decode(body["content_base64"])
@@ -181,8 +193,17 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, work: Callable[[], Any]) -> None:
         try:
             status, value = 200, work()
-        except (Wrong, ApiError, KeyError, ValueError, IndexError) as error:
+        except Missing as error:
+            status, value = 404, {"error": str(error)}
+        except Wrong as error:
+            status, value = 400, {"error": str(error)}
+        except KeyError as error:
+            status, value = 400, {"error": f"the request lacks {error}"}
+        except (ApiError, OSError, ValueError, TypeError, AttributeError, IndexError) as error:
             status, value = 400, {"error": f"{type(error).__name__}: {error}"}
+        self._send(status, value)
+
+    def _send(self, status: int, value: Any) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -191,7 +212,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _disk(self, pool: str, uuid: str) -> None:
-        with self.control.pool(pool).storage.open(uuid) as disk:
+        try:
+            opened = self.control.disk(pool, uuid)
+        except Missing as error:
+            self._send(404, {"error": str(error)})
+            return
+        with opened as disk:
             self.send_response(200)
             self.send_header("content-length", str(disk.size))
             self.end_headers()
