@@ -49,6 +49,7 @@ def rebuilt(body: bytes) -> dict[str, bytes]:
     return {label: bytes(disk) for label, disk in disks.items()}
 
 
+@pytest.mark.trap(19)
 def test_whole_vm(lab: Any) -> None:
     task = lab.task()
     answer = lab.get("/export", ref=lab.refs["web"], task_id=task)
@@ -93,6 +94,7 @@ def test_compression(lab: Any, wanted: str) -> None:
     assert len(rebuilt(body)) == 2
 
 
+@pytest.mark.trap(13)
 def test_release_8_2_writes_its_own_headers(make_lab: Callable[[str], Any]) -> None:
     lab = make_lab("8.2")
     answer = lab.get("/export", ref=lab.refs["web"])
@@ -102,6 +104,7 @@ def test_release_8_2_writes_its_own_headers(make_lab: Callable[[str], Any]) -> N
     assert [name for name in members(answer.body) if name.endswith(".xxhash")]
 
 
+@pytest.mark.trap(15, 40)
 def test_document_is_normalised(lab: Any) -> None:
     vm = lab.refs["web"]
     origin = lab.vm("origin")
@@ -126,6 +129,7 @@ def test_document_is_normalised(lab: Any) -> None:
     assert set(record) == set(lab.db.get("VM", vm)), "every field of the release"
 
 
+@pytest.mark.trap(14)
 def test_null_references_get_ids_that_dangle(lab: Any) -> None:
     body = lab.get("/export", ref=lab.refs["web"]).body
     (record,) = objects(body, "VM").values()
@@ -140,6 +144,7 @@ def test_null_references_get_ids_that_dangle(lab: Any) -> None:
     assert set(sr["VDIs"]) == set(objects(body, "VDI")) and sr["PBDs"] == []
 
 
+@pytest.mark.trap(14)
 def test_ids_go_on_counting(lab: Any) -> None:
     first, second = ({int(item["id"][4:]) for item in document(lab.get("/export", ref=lab.refs["web"]).body)["objects"]}
                      for _unused in range(2))
@@ -162,6 +167,7 @@ def test_cds_are_records_but_no_content(lab: Any) -> None:
 
 
 @pytest.mark.parametrize("preserve", ["true", "false"])
+@pytest.mark.trap(15)
 def test_memory_goes_along_only_when_asked(lab: Any, preserve: str) -> None:
     image = lab.disk("memory", 2 * MIB, (0, b"pages"), type="suspend")
     lab.db.set("VM", lab.refs["web"], power_state="Suspended", suspend_VDI=image)
@@ -201,6 +207,7 @@ def test_operation_and_dom0_show_while_it_runs(lab: Any) -> None:
     assert lab.db.field("VM", lab.refs["web"], "current_operations") == {}
 
 
+@pytest.mark.trap(37)
 def test_dom0_lets_go_a_moment_later(lab: Any) -> None:
     lab.get("/export", ref=lab.refs["web"])
     dom0 = lab.db.field("host", lab.pool.hosts[0].ref, "control_domain")
@@ -217,6 +224,7 @@ def wait_until(true: Callable[[], bool]) -> None:
     raise AssertionError("it never came true")
 
 
+@pytest.mark.trap(3, 7)
 def test_redirect_carries_path_and_query_only(lab: Any) -> None:
     vm = lab.vm("bound", lab.disk("here", MIB, sr="local"))
     task = lab.task()
@@ -230,6 +238,7 @@ def test_redirect_carries_path_and_query_only(lab: Any) -> None:
     assert lab.get("/export/", host=0, ref=vm).status == 200
 
 
+@pytest.mark.trap(3)
 def test_no_host_sees_the_storage(lab: Any) -> None:
     vm = lab.vm("adrift", lab.disk("there", MIB, sr="lost"))
     task = lab.task()
@@ -239,6 +248,7 @@ def test_no_host_sees_the_storage(lab: Any) -> None:
 
 
 @pytest.mark.parametrize("session", ["OpaqueRef:expired", None])
+@pytest.mark.trap(3)
 def test_bad_session_leaves_the_task_alone(lab: Any, session: str | None) -> None:
     task = lab.task()
     answer = lab.get("/export", ref=lab.refs["web"], task_id=task, session_id=session)
@@ -253,12 +263,14 @@ def test_cookies_and_basic_do_as_well(lab: Any) -> None:
     assert lab.db.count("session") == before
 
 
+@pytest.mark.trap(4)
 def test_without_a_task_none_stays(lab: Any) -> None:
     before = lab.db.count("task")
     assert lab.get("/export", ref=lab.refs["web"]).status == 200
     wait_until(lambda: lab.db.count("task") == before)
 
 
+@pytest.mark.trap(2)
 def test_late_error_is_glued_behind_the_200(lab: Any) -> None:
     for after, beginning in ((0, b""), (3000, None)):
         lab.pool.faults.add({"path": "/export", "vm": lab.db.field("VM", lab.refs["web"], "uuid")},
@@ -323,6 +335,7 @@ def test_sha1_and_keep_alives_on_request(lab: Any) -> None:
     assert [name for name, data in found.items() if name.endswith(".checksum") and len(data) == 40]
 
 
+@pytest.mark.trap(6)
 def test_cancelled_export_breaks_off(lab: Any) -> None:
     task = lab.task()
     lab.db.set("task", task, current_operations={task: "cancel"})

@@ -80,6 +80,7 @@ def test_compression_is_detected(lab: Any, xva: bytes, pack: Callable[[bytes], b
     assert len(lab.disks_of(vm)) == 2
 
 
+@pytest.mark.trap(1)
 def test_answer_comes_before_the_body_is_read(lab: Any, xva: bytes) -> None:
     task = lab.task()
     connection = lab.connect()
@@ -125,6 +126,7 @@ def test_new_vm_by_default(lab: Any, xva: bytes) -> None:
         assert vbd["uuid"] != lab.db.field("VBD", original, "uuid")
 
 
+@pytest.mark.trap(16)
 def test_restore_keeps_identity_but_not_disks(lab: Any, xva: bytes) -> None:
     source = lab.db.get("VM", lab.refs["web"])
     vif = lab.db.get("VIF", source["VIFs"][0])
@@ -142,6 +144,7 @@ def test_restore_keeps_identity_but_not_disks(lab: Any, xva: bytes) -> None:
     assert len(new) == 2 and not new & old
 
 
+@pytest.mark.trap(16)
 def test_restore_over_the_same_version_is_refused(lab: Any, xva: bytes) -> None:
     vm = lab.refs["web"]
     assert failed(lab, xva, restore="true") == ["VM_TO_IMPORT_IS_NOT_NEWER_VERSION", vm, "0", "0"]
@@ -149,6 +152,7 @@ def test_restore_over_the_same_version_is_refused(lab: Any, xva: bytes) -> None:
     assert failed(lab, xva, restore="true") == ["VM_BAD_POWER_STATE", vm, "Halted", "Running"]
 
 
+@pytest.mark.trap(16)
 def test_forced_restore_replaces_and_leaks_the_old_disks(lab: Any, xva: bytes) -> None:
     old = lab.disks_of(lab.refs["web"])
     uuid = lab.db.field("VM", lab.refs["web"], "uuid")
@@ -157,11 +161,13 @@ def test_forced_restore_replaces_and_leaks_the_old_disks(lab: Any, xva: bytes) -
     assert all(lab.db.exists("VDI", disk) for disk in old)
 
 
+@pytest.mark.trap(16)
 def test_restore_of_a_snapshot_beside_its_vm(lab: Any, xva: bytes) -> None:
     lab.db.set("VM", lab.refs["web"], uuid="00000000-0000-0000-0000-000000000001")
     assert failed(lab, xva, restore="true") == ["DUPLICATE_MAC_SEED", "seed of web"]
 
 
+@pytest.mark.trap(15)
 def test_archive_of_a_snapshot_becomes_a_template(lab: Any) -> None:
     lab.db.set("VM", lab.refs["web"], is_a_template=True, is_a_snapshot=True, generation_id="1:2")
     record = lab.db.get("VM", imported(lab, lab.get("/export", ref=lab.refs["web"]).body))
@@ -175,6 +181,7 @@ def test_generation_id_is_renewed(lab: Any) -> None:
         assert (lab.db.field("VM", vm, "generation_id") == given) == same
 
 
+@pytest.mark.trap(18)
 def test_networks_by_name_then_bridge_then_new(lab: Any, xva: bytes) -> None:
     def network_of(vm: str) -> str:
         return str(lab.db.field("VIF", lab.db.field("VM", vm, "VIFs")[0], "network"))
@@ -203,6 +210,7 @@ def test_cd_is_found_by_location_or_left_empty(lab: Any) -> None:
     assert drive(imported(lab, archive)) == (NULL, True)
 
 
+@pytest.mark.trap(15)
 def test_memory_comes_back(lab: Any) -> None:
     image = lab.disk("memory", 2 * MIB, (0, b"pages"), type="suspend")
     lab.db.set("VM", lab.refs["web"], power_state="Suspended", suspend_VDI=image)
@@ -221,6 +229,7 @@ def test_snapshot_alone_of_a_real_vm(lab: Any, xva: bytes) -> None:
     ("8.3", 24, 19, True), ("8.3", 24, 20, False), ("8.3", 26, 1, False), ("8.3", 1, 20, True),
     ("8.2", 1, 249, True), ("8.2", 1, 20, True), ("8.2", 24, 19, False),
 ])
+@pytest.mark.trap(17)
 def test_version_rules(make_lab: Callable[[str], Any], release: str, major: int, minor: int, taken: bool) -> None:
     lab = make_lab(release)
     archive = lab.get("/export", ref=lab.refs["web"]).body
@@ -232,6 +241,7 @@ def test_version_rules(make_lab: Callable[[str], Any], release: str, major: int,
         assert failed(lab, archive) == ["IMPORT_INCOMPATIBLE_VERSION"]
 
 
+@pytest.mark.trap(17)
 def test_8_3_takes_archives_of_8_2(make_lab: Callable[[str], Any]) -> None:
     older, newer = make_lab("8.2"), make_lab("8.3")
     archive = older.get("/export", ref=older.refs["web"]).body
@@ -240,6 +250,7 @@ def test_8_3_takes_archives_of_8_2(make_lab: Callable[[str], Any]) -> None:
         older.content(disk) for disk in older.disks_of(older.refs["web"])]
 
 
+@pytest.mark.trap(19)
 def test_every_cut_is_noticed_and_cleaned_up(lab: Any, xva: bytes) -> None:
     for cut in (100, 3000, len(xva) // 3, len(xva) - 2000):
         assert failed(lab, xva[:cut], length=False) == ["IMPORT_ERROR_PREMATURE_EOF"]
@@ -307,11 +318,13 @@ def test_error_before_the_answer(lab: Any, xva: bytes) -> None:
     assert lab.error(task) == ["SR_FULL", "1", "2"]
 
 
+@pytest.mark.trap(1)
 def test_failure_is_glued_behind_the_200(lab: Any) -> None:
     answer = lab.put("/import", b"no archive at all".ljust(600), finish=False)
     assert answer.status == 200 and answer.body.startswith(b"HTTP/1.1 500 Internal Error\r\n")
 
 
+@pytest.mark.trap(13)
 def test_first_member(lab: Any, xva: bytes) -> None:
     wrong = bytearray(xva)
     wrong[0:7] = b"ova.xmk"
@@ -319,6 +332,7 @@ def test_first_member(lab: Any, xva: bytes) -> None:
     assert failed(lab, bytes(wrong)) == ["IMPORT_ERROR_UNEXPECTED_FILE", "ova.xml", "ova.xmk"]
 
 
+@pytest.mark.trap(3)
 def test_default_sr_and_none(lab: Any, xva: bytes) -> None:
     vm = imported(lab, xva)
     assert lab.db.field("VDI", lab.disks_of(vm)[0], "SR") == lab.refs["nfs"]
@@ -329,6 +343,7 @@ def test_default_sr_and_none(lab: Any, xva: bytes) -> None:
     assert lab.db.field("task", task, "status") == "pending"
 
 
+@pytest.mark.trap(3)
 def test_invalid_sr_leaves_the_task_alone(lab: Any) -> None:
     task = lab.task()
     assert lab.put("/import", b"", task_id=task, finish=False, sr_id="OpaqueRef:gone").status == 500
@@ -336,6 +351,7 @@ def test_invalid_sr_leaves_the_task_alone(lab: Any) -> None:
     assert lab.db.field("task", task, "status") == "pending"
 
 
+@pytest.mark.trap(7)
 def test_redirect_and_probe_without_a_body(lab: Any) -> None:
     answer = lab.put("/import", b"", host=1, finish=False, sr_id=lab.refs["local"])
     first = lab.pool.hosts[0]
@@ -349,6 +365,7 @@ def test_redirect_and_probe_without_a_body(lab: Any) -> None:
     ({"upgrade": True}, {}, 400, "NOT_SUPPORTED_DURING_UPGRADE"),
     ({}, {"Transfer-Encoding": "chunked"}, 403, "IMPORT_ERROR_CANNOT_HANDLE_CHUNKED"),
 ])
+@pytest.mark.trap(8)
 def test_refused_before_reading(
     lab: Any, change: dict[str, Any], headers: dict[str, str], status: int, code: str
 ) -> None:
@@ -361,6 +378,7 @@ def test_refused_before_reading(
     assert lab.error(task) == [code]
 
 
+@pytest.mark.trap(9)
 def test_compressed_without_length_waits_for_the_client(lab: Any, xva: bytes) -> None:
     task = lab.task()
     connection = lab.connect()
@@ -386,6 +404,7 @@ def test_tpm_travels(lab: Any) -> None:
     assert failed(lab, archive) == ["FEATURE_RESTRICTED"]
 
 
+@pytest.mark.trap(31)
 def test_vendor_device_needs_a_licence(lab: Any) -> None:
     lab.db.set("VM", lab.refs["web"], has_vendor_device=True)
     archive = lab.get("/export", ref=lab.refs["web"]).body

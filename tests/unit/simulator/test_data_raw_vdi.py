@@ -101,6 +101,7 @@ def test_delta_since_a_snapshot(lab: Any, disk: str) -> None:
     assert raw.strip(b"\0") == b"newer", "a raw delta cannot say what is unchanged"
 
 
+@pytest.mark.trap(2)
 def test_attached_disk_fails_behind_the_200(lab: Any, disk: str) -> None:
     lab.vm("busy", disk, power_state="Running")
     lab.db.set("VBD", lab.db.field("VDI", disk, "VBDs")[0], currently_attached=True)
@@ -125,6 +126,7 @@ def test_unknown_format(lab: Any, disk: str) -> None:
         assert lab.error(task) == ["INTERNAL_ERROR", "Unknown format qcow3"]
 
 
+@pytest.mark.trap(3)
 def test_unknown_disk_leaves_the_task_alone(lab: Any) -> None:
     for query in ({"vdi": "gone"}, {}):
         task = lab.task()
@@ -132,6 +134,7 @@ def test_unknown_disk_leaves_the_task_alone(lab: Any) -> None:
         assert lab.db.field("task", task, "status") == "pending"
 
 
+@pytest.mark.trap(3)
 def test_storage_nobody_sees(lab: Any) -> None:
     lost = lab.disk("there", MIB, sr="lost")
     task = lab.task()
@@ -142,6 +145,7 @@ def test_storage_nobody_sees(lab: Any) -> None:
     assert lab.error(task) == ["NO_HOSTS_AVAILABLE"]
 
 
+@pytest.mark.trap(7)
 def test_redirects(lab: Any) -> None:
     here = lab.disk("here", MIB, sr="local")
     for answer in (lab.get("/export_raw_vdi", host=1, vdi=here, format="vhd"),
@@ -172,6 +176,7 @@ def test_raw_upload_makes_a_disk(lab: Any, noise: bytes) -> None:
     assert lab.content(made) == noise
 
 
+@pytest.mark.trap(8)
 def test_private_chunks(lab: Any) -> None:
     target = lab.disk("target", 6 * MIB, (0, b"old"))
     records = [(4 * MIB, b"four" * 1000), (100, b"x" * (2 * MIB + 3)), (0, b"new")]
@@ -190,6 +195,7 @@ def test_private_chunks(lab: Any) -> None:
     ({"vdi": None, "sr_id": "nfs", "format": "vhd"}, {}, 400, "Importing a VHD directly into an SR not yet supported"),
     ({"vdi": None, "sr_id": "nfs"}, {}, 400, "Not enough info supplied to import"),
 ])
+@pytest.mark.trap(8)
 def test_uploads_refused_before_the_body(
     lab: Any, disk: str, query: dict[str, Any], headers: dict[str, str], status: int, text: str
 ) -> None:
@@ -225,6 +231,7 @@ def test_snapshots_are_read_only(lab: Any) -> None:
     assert lab.error(task) == ["VDI_READONLY", frozen]
 
 
+@pytest.mark.trap(41)
 def test_volumes_that_are_not_zeroed_take_raw_only(lab: Any, disk: str) -> None:
     volume = lab.disk("volume", 6 * MIB, sr="thick")
     for form in ("vhd", "tar"):
@@ -248,6 +255,7 @@ def test_upload_faults(lab: Any, noise: bytes, fault: dict[str, Any], code: str)
     lab.result(put(lab, noise, vdi=target))
 
 
+@pytest.mark.trap(37)
 def test_dom0_holds_the_disk_and_lets_go_later(lab: Any, disk: str) -> None:
     exported(lab, disk)
     (vbd,) = lab.db.field("VDI", disk, "VBDs")

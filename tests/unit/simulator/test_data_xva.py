@@ -71,6 +71,7 @@ def content(storage: Storage, uuid: str) -> bytes:
         return disk.pread(0, disk.size)
 
 
+@pytest.mark.trap(13)
 def test_header_of_each_release() -> None:
     now = 1_700_000_000
     for version, mode, mtime in (((24, 19), b"0000400\0", now), ((1, 249), b"0000000\0", 0)):
@@ -86,6 +87,7 @@ def test_header_of_each_release() -> None:
         assert block[156:] == bytes(356), "no type flag, no magic, no names"
 
 
+@pytest.mark.trap(12)
 def test_checksum_kind_follows_the_release() -> None:
     assert style_for((1, 169), 0).checksum is CHECKSUMS["sha1"]
     assert style_for((1, 249), 0).checksum is CHECKSUMS["xxhash"]
@@ -110,6 +112,7 @@ def test_empty_disk_of_any_size(storage: Storage, size: int) -> None:
     assert receive(storage, stream, {"Ref:0": size})["Ref:0"] == bytes(size)
 
 
+@pytest.mark.trap(12)
 def test_checksum_members(storage: Storage) -> None:
     data = random.Random(1).randbytes(1000)
     make_disk(storage, "d", 1000, (0, data))
@@ -131,6 +134,7 @@ def test_gnu_tar_reads_it(storage: Storage, tmp_path: Path) -> None:
     assert b"".join(path.read_bytes() for path in found) == data
 
 
+@pytest.mark.trap(14)
 def test_disks_follow_each_other_as_text_sorts(storage: Storage) -> None:
     for number in (9, 10):
         make_disk(storage, f"d{number}", MIB, (0, b"%d" % number))
@@ -139,6 +143,7 @@ def test_disks_follow_each_other_as_text_sorts(storage: Storage) -> None:
     assert receive(storage, stream, {"Ref:9": MIB, "Ref:10": MIB})["Ref:9"] == content(storage, "d9")
 
 
+@pytest.mark.trap(11)
 def test_keep_alives_take_a_number_but_no_bytes(storage: Storage) -> None:
     make_disk(storage, "d", 12 * MIB, (7 * MIB, b"seven"), (11 * MIB, b"eleven"))
     stream = archive(storage, {"Ref:1": "d"}, Style(keep_alive=2))
@@ -199,6 +204,7 @@ def test_archive_may_be_compressed(storage: Storage, kind: str) -> None:
 
 @pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("checksum", CHECKSUMS)
+@pytest.mark.trap(12, 13)
 def test_other_tar_dialects_and_either_checksum_are_taken(storage: Storage, dialect: int, checksum: str) -> None:
     data = random.Random(4).randbytes(MIB)
     members = {"ova.xml": OVA, "Ref:é/00000000": data}
@@ -239,6 +245,7 @@ def test_what_the_importer_refuses(storage: Storage, members: list[tuple[str, by
     assert caught.value.code == code
 
 
+@pytest.mark.trap(13)
 def test_first_member_must_be_the_document(storage: Storage) -> None:
     stream = header("readme", 0, 0o400) + bytes(1024)
     with pytest.raises(ApiError) as caught:
@@ -246,6 +253,7 @@ def test_first_member_must_be_the_document(storage: Storage) -> None:
     assert (caught.value.code, *caught.value.params) == ("IMPORT_ERROR_UNEXPECTED_FILE", "ova.xml", "readme")
 
 
+@pytest.mark.trap(19)
 def test_plain_import_reads_no_byte_behind_the_last_disk(storage: Storage) -> None:
     make_disk(storage, "d", MIB)
     stream = io.BytesIO(archive(storage, {"Ref:1": "d"}) + b"more")
@@ -257,6 +265,7 @@ def test_plain_import_reads_no_byte_behind_the_last_disk(storage: Storage) -> No
     assert stream.read() == bytes(1024) + b"more"
 
 
+@pytest.mark.trap(9)
 def test_compressed_import_reads_to_the_end_of_the_body(storage: Storage) -> None:
     make_disk(storage, "d", MIB)
     packed = gzip.compress(archive(storage, {"Ref:1": "d"}))

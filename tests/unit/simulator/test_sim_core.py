@@ -65,6 +65,7 @@ def test_logging_in_takes_two_to_four_parameters(lab):
     assert error(lab, "session.login_with_password", "root")[0] == "MESSAGE_PARAMETER_COUNT_MISMATCH"
 
 
+@pytest.mark.trap(20)
 def test_a_removed_method_says_so_to_everyone_who_is_logged_in(lab):
     reader = login(lab, "reader")
     assert error(lab, "VM.snapshot_with_quiesce", reader, "x", "y") == ["MESSAGE_REMOVED"]
@@ -72,6 +73,7 @@ def test_a_removed_method_says_so_to_everyone_who_is_logged_in(lab):
 
 
 @pytest.mark.parametrize("lab", ["8.2"], indirect=True)
+@pytest.mark.trap(21)
 def test_the_third_parameter_of_a_snapshot_came_after_8_2(lab):
     vm = lab.refs["web"]
     assert error(lab, "VM.snapshot", lab.session, vm, "name", []) == [
@@ -98,6 +100,7 @@ def test_a_custom_getter_may_have_an_asynchronous_form(lab):
     lab.result(call(lab, "Async.VM.get_possible_hosts", lab.session, lab.refs["web"]))
 
 
+@pytest.mark.trap(35)
 def test_a_role_too_weak_fails_the_call_and_the_task_of_an_asynchronous_one(lab):
     reader = login(lab, "reader")
     denied = error(lab, "VM.destroy", reader, lab.refs["web"])
@@ -113,6 +116,7 @@ def test_unknown_methods_might_be_extensions_which_only_few_may_call(lab):
     assert error(lab, "VM.nonsense") == ["MESSAGE_METHOD_UNKNOWN", "VM.nonsense"]
 
 
+@pytest.mark.trap(10, 34)
 def test_a_supporter_knows_the_sessions_of_its_coordinator(lab):
     address = lab.pool.hosts[0].address
     assert error(lab, "VM.get_all", lab.session, host=1) == ["HOST_IS_SLAVE", address]
@@ -146,6 +150,7 @@ def test_what_is_no_utf_8_is_refused_in_the_shape_of_early_refusals(lab):
     assert "<value>INVALID_VALUE</value><value>Invalid UTF-8" in rpc.answer_xml(lab.pool, host, body)
 
 
+@pytest.mark.trap(30, 34)
 def test_in_an_emergency_everything_is_refused(lab):
     host = lab.pool.hosts[1]
     host.emergency = "HOST_STILL_BOOTING"
@@ -154,6 +159,7 @@ def test_in_an_emergency_everything_is_refused(lab):
     assert "<array><data><value>HOST_STILL_BOOTING</value></data></array>" in answer
 
 
+@pytest.mark.trap(36)
 def test_the_least_recently_used_of_500_sessions_of_an_originator_goes(lab, later):
     first, second = login(lab, "root", "tool"), login(lab, "root", "tool")
     others = [login(lab, "root", "tool") for _number in range(498)]
@@ -165,6 +171,7 @@ def test_the_least_recently_used_of_500_sessions_of_an_originator_goes(lab, late
     assert lab.db.exists("session", lab.session)  # of another originator
 
 
+@pytest.mark.trap(36)
 def test_users_but_root_have_500_sessions_whatever_their_originators(lab):
     first = login(lab, "reader", "0")
     for number in range(500):
@@ -209,6 +216,7 @@ def test_of_completed_tasks_the_oldest_go_first(lab):
     assert [ref for ref in refs if lab.db.exists("task", ref)] == refs[10:]
 
 
+@pytest.mark.trap(6)
 def test_a_completed_task_is_frozen_and_an_unwanted_one_goes(lab):
     first, second = (call(lab, "task.create", lab.session, name, "") for name in "ab")
     handle = tasks.TaskHandle(lab.db, first)
@@ -269,6 +277,7 @@ def test_the_control_interface_moves_the_time_on(lab, later, tmp_path):
     assert error(lab, "VM.get_all", lab.session) == ["SESSION_INVALID", lab.session]
 
 
+@pytest.mark.trap(33)
 def test_what_came_and_went_between_two_calls_is_not_told(lab):
     token = call(lab, "event.inject", lab.session, "VM", lab.refs["web"])
     brief = call(lab, "task.create", lab.session, "brief", "")
@@ -285,6 +294,7 @@ def test_what_came_and_went_between_two_calls_is_not_told(lab):
     assert [(event["operation"], "snapshot" in event) for event in batch["events"]] == [("del", False)]
 
 
+@pytest.mark.trap(33)
 def test_messages_come_first_and_deletions_last(lab):
     gone = lab.db.create("VM", name_label="gone")
     token = call(lab, "event.inject", lab.session, "VM", lab.refs["web"])

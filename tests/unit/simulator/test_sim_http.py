@@ -170,5 +170,6 @@ def test_a_supporter_names_the_address_but_no_port(lab):
     assert error["message"] == "HOST_IS_SLAVE" and re.fullmatch(r"127\.0\.0\.\d+", error["data"][0])
 
 
+@pytest.mark.trap(10)
 def test_a_supporter_takes_the_coordinators_session_for_transfers(lab):
     assert lab.get("/export", host=1, uuid=lab.db.field("VM", lab.refs["web"], "uuid")).status == 200

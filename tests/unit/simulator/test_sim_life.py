@@ -101,6 +101,7 @@ def test_a_snapshot_that_fails_leaves_nothing(lab, error, web):
     assert (lab.db.refs("VM"), lab.db.refs("VDI"), lab.db.refs("VBD")) == before
 
 
+@pytest.mark.trap(22)
 def test_a_checkpoint_is_suspended_and_the_vm_runs_on(lab, call, web):
     taken = call("VM.checkpoint", web, "with memory")
     record = lab.db.get("VM", taken)
@@ -118,6 +119,7 @@ def test_a_checkpoint_without_a_place_for_the_memory(lab, error, web):
     assert lab.db.field("VM", web, "power_state") == "Running"
 
 
+@pytest.mark.trap(26)
 def test_reverting_gives_the_vm_new_disks(lab, call, web):
     """So the changed blocks of the old ones tell nothing any more."""
     old = disks(lab, web)
@@ -147,6 +149,7 @@ def test_reverting_to_a_checkpoint_leaves_the_vm_suspended(lab, call, web):
     assert lab.db.exists("VDI", lab.db.field("VM", taken, "suspend_VDI"))
 
 
+@pytest.mark.trap(28)
 def test_destroying_a_vm_frees_no_disk_and_removes_no_snapshot(lab, call, error, web):
     taken = call("VM.snapshot", web, "x")
     assert error("VM.destroy", web) == ["OPERATION_BLOCKED", web, "no"]
@@ -162,6 +165,7 @@ def test_destroying_a_vm_frees_no_disk_and_removes_no_snapshot(lab, call, error,
     assert all(lab.db.exists("VDI", vdi) for vdi in theirs)
 
 
+@pytest.mark.trap(38)
 def test_a_blocked_operation_is_refused_before_anything_else(lab, error, web):
     lab.db.set("VM", web, blocked_operations={"start": "being restored", "snapshot": "no"})
     assert error("VM.start", web, False, False) == ["OPERATION_BLOCKED", web, "being restored"]  # though it runs
@@ -173,6 +177,7 @@ def test_a_blocked_operation_is_refused_before_anything_else(lab, error, web):
     ("snapshot", "snapshot", True), ("checkpoint", "snapshot", True), ("export", "clone", True),
     ("export", "snapshot", False), ("clean_shutdown", "hard_shutdown", True), ("clean_shutdown", "snapshot", False),
 ])
+@pytest.mark.trap(32)
 def test_only_some_operations_go_together(lab, web, current, wanted, allowed):
     from poolbox.lifecycle import check
     lab.db.set("VM", web, power_state="Halted" if "clone" in (current, wanted) else "Running", blocked_operations={},
@@ -196,6 +201,7 @@ def test_the_wrong_power_state(lab, error, web, name, params, state):
     assert found[:2] == ["VM_BAD_POWER_STATE", web] and found[3] == state.lower() and state.lower() not in found[2].split(", ")
 
 
+@pytest.mark.trap(23)
 def test_what_is_allowed_is_shown_and_changed_blocks_never_are(lab, call, web):
     call("VM.clean_shutdown", web)
     allowed = set(lab.db.field("VM", web, "allowed_operations"))

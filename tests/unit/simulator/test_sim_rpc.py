@@ -82,6 +82,7 @@ def fixture_session(client):
     client.json("session.logout", session)
 
 
+@pytest.mark.trap(29)
 def test_xml_values_are_untyped_but_for_booleans_doubles_and_dates(client, session):
     vm = client.value("VM.get_by_name_label", session, "web")[0]
     record = client.xml("VM.get_record", session, vm)
@@ -96,6 +97,7 @@ def test_xml_values_are_untyped_but_for_booleans_doubles_and_dates(client, sessi
     assert client.headers["connection"] == "keep-alive"
 
 
+@pytest.mark.trap(30)
 def test_void_and_failures_in_xml(client, session):
     assert "<name>Value</name><value></value>" in client.xml("VM.remove_from_other_config", session, client.value(
         "VM.get_by_name_label", session, "web")[0], "nothing")
@@ -107,6 +109,7 @@ def test_void_and_failures_in_xml(client, session):
     assert client.status == 200
 
 
+@pytest.mark.trap(29, 30)
 def test_both_versions_of_json(client, session):
     vm = client.value("VM.get_by_name_label", session, "web")[0]
     assert client.json("VM.get_VCPUs_max", session, vm) == {"jsonrpc": "2.0", "result": 2, "id": 7}
@@ -134,6 +137,7 @@ def test_errors(client, session, name, params, error):
     assert found == error if error else found[0] == "INTERNAL_ERROR"
 
 
+@pytest.mark.trap(20)
 def test_the_session_is_checked_before_the_method(client):
     assert client.error("VM.nonsense", "OpaqueRef:none")[0] == "SESSION_INVALID"
     assert client.error("VM.snapshot_with_quiesce", "OpaqueRef:none", "x", "y")[0] == "SESSION_INVALID"
@@ -150,6 +154,7 @@ def test_map_keys_are_not_replaced_and_removing_is_silent(client, session):
     assert "key" not in client.value("VM_get_other_config", session, vm)
 
 
+@pytest.mark.trap(35)
 def test_passwords_members_and_roles(simulator, client):
     assert client.error("session.login_with_password", "root", "wrong")[:2] == ["SESSION_AUTHENTICATION_FAILED", "root"]
     assert Client(simulator, 1).error("session.login_with_password", "root", "secret") == ["HOST_IS_SLAVE", "127.0.0.11"]
@@ -160,6 +165,7 @@ def test_passwords_members_and_roles(simulator, client):
     assert client.error("VM.get_all", reader) == ["SESSION_INVALID", reader]
 
 
+@pytest.mark.trap(21)
 def test_surplus_arguments_are_borne_where_some_may_be_left_out(client, session):
     vm = client.value("VM.get_by_name_label", session, "odd")[0]
     snapshot = client.value("VM.snapshot", session, vm, "surplus", [], "and more")
@@ -174,12 +180,14 @@ def test_large_and_malformed_calls_get_a_page(client):
     assert client.status == 500
 
 
+@pytest.mark.trap(20)
 def test_list_of_methods_has_removed_ones_and_no_envelope(client):
     text = client.xml("system.listMethods")
     assert "<params><param><value><array><data><value>" in text and "Status" not in text
     assert "VM.snapshot_with_quiesce" in text
 
 
+@pytest.mark.trap(5)
 def test_an_asynchronous_call_ends_in_an_xml_value(client, session):
     vm = client.value("VM.get_by_name_label", session, "odd")[0]
     task = client.value("Async.VM.clone", session, vm, "copy")
@@ -196,6 +204,7 @@ def test_an_asynchronous_call_ends_in_an_xml_value(client, session):
     client.value("VM.destroy", session, copy)
 
 
+@pytest.mark.trap(6)
 def test_a_cancelled_task_stays_pending_until_its_worker_sees_it(client, session):
     task = client.value("task.create", session, "work", "")
     client.value("task.cancel", session, task)
@@ -205,6 +214,7 @@ def test_a_cancelled_task_stays_pending_until_its_worker_sees_it(client, session
     assert client.value("task.get_status", session, task) == "pending"
 
 
+@pytest.mark.trap(33)
 def test_events_from_a_token(simulator, client, session):
     vm = client.value("VM.get_by_name_label", session, "web")[0]
     token = client.value("event.inject", session, "VM", vm)
@@ -233,6 +243,7 @@ def test_a_waiting_client_hears_of_a_change(simulator, client, session):
     assert heard[0]["events"][0]["snapshot"]["name_description"] == "three"
 
 
+@pytest.mark.trap(29, 33)
 def test_event_filters_and_counts_in_xml(client, session):
     task = client.value("task.create", session, "watched", "")
     batch = client.value("event.from", session, [f"task/{task}", "nonsense"], "", 5.0)
@@ -243,6 +254,7 @@ def test_event_filters_and_counts_in_xml(client, session):
     client.value("task.destroy", session, task)
 
 
+@pytest.mark.trap(30, 34)
 def test_a_killed_coordinator_and_its_successor(tmp_path):
     simulator = start_simulator(TESTS / "simulator" / "examples" / "test.yml", tmp_path)
     try:

@@ -40,6 +40,7 @@ def answers(*outcomes):
     return method
 
 
+@pytest.mark.trap(29)
 def test_integers_travel_as_text_and_the_rest_as_it_is(client, host):
     seen = []
     host.calls["VDI.create"] = lambda _session, *args: seen.extend(args) or "ref"
@@ -106,6 +107,7 @@ def test_too_many_tasks_are_waited_for(client, host, refuse):
     assert client.call("VM.start", "ref", False, False) == ""
 
 
+@pytest.mark.trap(30)
 def test_other_refusals_are_not_repeated(client, host, refuse):
     host.calls["VM.start"] = answers(refuse("VM_BAD_POWER_STATE", "ref", "halted", "running"), "")
     with pytest.raises(XapiError, match="VM.start of VM web01 failed: the VM is running"):
@@ -113,12 +115,14 @@ def test_other_refusals_are_not_repeated(client, host, refuse):
     assert host.asked == ["VM.start"]
 
 
+@pytest.mark.trap(34)
 def test_a_starting_toolstack_is_waited_for(host, authority, refuse):
     host.calls["session.login_with_password"] = answers(refuse("HOST_STILL_BOOTING"), "OpaqueRef:s")
     with PoolClient([host.address], "root", PASSWORD, TlsSettings(ca_path=str(authority.path)), patience=5.0) as client:
         assert client.session == "OpaqueRef:s"
 
 
+@pytest.mark.trap(31, 36)
 def test_wrong_credentials_are_tried_once(host, authority, refuse):
     host.calls["session.login_with_password"] = answers(refuse("SESSION_AUTHENTICATION_FAILED", "root", PASSWORD))
     with pytest.raises(XapiError) as error:
@@ -150,6 +154,7 @@ def test_a_supporter_sends_us_to_the_coordinator(authority, scripted, refuse, po
         assert supporter.asked == ["session.login_with_password"]
 
 
+@pytest.mark.trap(34)
 def test_a_coordinator_that_became_a_supporter_is_left_for_the_new_one(client, host, authority, scripted, refuse):
     successor = scripted(authority.issue("127.0.0.1")[0])
     successor.calls["VM.start"] = lambda *_: "started there"
@@ -192,6 +197,7 @@ def test_threads_share_the_session_but_no_connection(client, host):
     assert host.asked == ["event.from"] * 4
 
 
+@pytest.mark.trap(36)
 def test_threads_renew_a_lost_session_together(client, host, refuse):
     valid = {"OpaqueRef:new"}
     barrier = threading.Barrier(4)

@@ -61,6 +61,7 @@ def test_expired_sessions_are_renewed(client, lab):
     assert client.session != before
 
 
+@pytest.mark.trap(34)
 def test_a_new_coordinator_is_found_and_references_survive(client, lab):
     ref = inventory.find_vm(client, name="web01")["ref"]
 
@@ -98,6 +99,7 @@ def test_a_pool_without_coordinator_ends_the_patience(lab):
             client.call("pool.get_all")
 
 
+@pytest.mark.trap(35)
 def test_a_refusal_by_role_says_what_is_needed(lab):
     with connect(lab, user="operator") as client:
         vm = inventory.find_vm(client, name="web01")
@@ -132,6 +134,7 @@ def test_progress_arrives_by_events(client):
     assert seen[:3] == [0.0, 0.25, 0.5]
 
 
+@pytest.mark.trap(34)
 def test_a_task_lost_with_its_coordinator(client, lab):
     task = Task.create(client, "lost")
 

@@ -57,6 +57,7 @@ def test_progress_is_told_once_each(client, running):
     assert seen == [0.0, 0.25, 0.5]
 
 
+@pytest.mark.trap(6)
 def test_a_failure_names_the_call_and_its_subject(client, running):
     tasks = running(at(0.0), FAILURE)
     with pytest.raises(XapiError, match="VM.clone of VM web01 failed: the storage repository is full"):
@@ -89,6 +90,7 @@ def test_a_task_that_is_given_up_is_cancelled(client, running):
     assert tasks.calls == ["cancel", "destroy"]
 
 
+@pytest.mark.trap(34)
 def test_a_vanished_task_leaves_the_outcome_open(client, running, host, refuse):
     running()
 
@@ -105,6 +107,7 @@ def test_plain_text_as_a_result_is_kept(client, running):
     assert call_async(client, "VM.clone", "ref", "copy") == "plain <text"
 
 
+@pytest.mark.trap(33)
 def test_events_save_the_looking(client, running, host):
     running(at(0.0))
     batches = [

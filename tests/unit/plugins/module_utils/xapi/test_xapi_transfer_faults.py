@@ -72,6 +72,7 @@ def read_all(client, stall_timeout=5.0):
     return data
 
 
+@pytest.mark.trap(4)
 def test_an_export_arrives_whole_and_its_task_goes(client, host, tasks):
     content = bytes(range(256)) * 8192
     host.pages["/export"] = page(content, then=lambda _: tasks.end("success"))
@@ -106,6 +107,7 @@ def test_marks_are_in_the_tasks_description(client, host, tasks):
     assert tasks.description == "guestark run=r1 point=p1"
 
 
+@pytest.mark.trap(2)
 def test_failure_of_the_task_after_all_bytes(client, host, tasks):
     host.pages["/export"] = page(b"x" * MIB, then=lambda _: tasks.end("failure", error=["VDI_IO_ERROR", "bad"]))
     with pytest.raises(XapiError, match="Export of VM web01 failed: reading or writing a disk failed: bad"):
@@ -113,6 +115,7 @@ def test_failure_of_the_task_after_all_bytes(client, host, tasks):
     assert tasks.rows == {}
 
 
+@pytest.mark.trap(2)
 def test_an_error_page_glued_to_the_stream_is_explained_by_the_task(client, host, tasks):
     def fail(_request):
         tasks.end("failure", error=["SR_BACKEND_FAILURE_46", "", "gone", ""])
@@ -163,12 +166,14 @@ def test_a_stall_ends_with_how_far_it_got(client, host, tasks):
     assert "destroy" in tasks.calls
 
 
+@pytest.mark.trap(34)
 def test_an_export_whose_task_vanished_proves_nothing(client, host, tasks):
     host.pages["/export"] = page(b"x" * 10, then=lambda _: tasks.rows.clear())
     with pytest.raises(TransferError, match="vanished after 10 bytes"):
         read_all(client)
 
 
+@pytest.mark.trap(6)
 def test_a_cancelled_task(client, host, tasks):
     ended = ["TASK_CANCELLED", "OpaqueRef:task-0"]
     host.pages["/export"] = page(b"x", then=lambda _: tasks.end("cancelled", error=ended))
@@ -176,6 +181,7 @@ def test_a_cancelled_task(client, host, tasks):
         read_all(client)
 
 
+@pytest.mark.trap(3)
 def test_no_answer_at_all_is_explained_by_the_task(client, host, tasks):
     host.pages["/export"] = lambda _request: tasks.end("failure", error=["NO_HOSTS_AVAILABLE"])
     with pytest.raises(XapiError, match="no host fits") as error:
@@ -183,6 +189,7 @@ def test_no_answer_at_all_is_explained_by_the_task(client, host, tasks):
     assert "sees every disk" in error.value.remedy
 
 
+@pytest.mark.trap(3)
 def test_an_unadopted_task_is_ended_by_us(client, host, tasks):
     body = (b"<html><body><h1>HTTP 500 internal server error</h1><h1> Additional information </h1>"
             b"DEFAULT_SR_NOT_FOUND: [ OpaqueRef:NULL ]</body></html>")
@@ -193,6 +200,7 @@ def test_an_unadopted_task_is_ended_by_us(client, host, tasks):
 
 
 @pytest.mark.parametrize("status, kind", [("401 Unauthorised", XapiError), ("403 Forbidden", TransferError)])
+@pytest.mark.trap(3)
 def test_refusals_without_a_code(client, host, tasks, status, kind):
     head = "HTTP/1.1 %s\r\nConnection: close\r\n\r\n<html/>" % status
     host.pages["/export"] = page(head=head.encode())
@@ -205,6 +213,7 @@ def redirect(to):
     return page(head=head.encode())
 
 
+@pytest.mark.trap(7)
 def test_a_redirect_is_followed_to_a_verified_host(client, host, tasks, authority, scripted):
     other = scripted(authority.issue("127.0.0.1")[0])
     host.pages["/export"] = redirect("https://%s/export?ref=x" % other.address)
@@ -253,6 +262,7 @@ def receive(seen, tasks, limit=None, then=None):
     return answer
 
 
+@pytest.mark.trap(8, 9)
 def test_an_import_without_length_ends_by_tls_and_keeps_the_connection(client, host, tasks):
     seen = {}
     host.pages["/import"] = receive(seen, tasks)
@@ -262,6 +272,7 @@ def test_an_import_without_length_ends_by_tls_and_keeps_the_connection(client, h
     assert tasks.rows == {} and tasks.calls == ["destroy"]
 
 
+@pytest.mark.trap(4, 5)
 def test_an_import_of_known_length(client, host, tasks):
     seen = {}
     host.pages["/import"] = receive(seen, tasks)
@@ -278,6 +289,7 @@ def test_a_host_that_has_enough_may_close(client, host, tasks):
     assert import_vm(client, "OpaqueRef:sr", (b"x" * MIB for _unused in range(64))) == ["OpaqueRef:vm"]
 
 
+@pytest.mark.trap(1)
 def test_a_host_that_rejects_the_archive_half_way(client, host, tasks):
     def fail(request):
         tasks.end("failure", error=["IMPORT_ERROR", "Invalid_checksum(x)"])
@@ -307,6 +319,7 @@ def test_an_error_of_the_source_stays_itself_and_ends_the_import(client, host, t
     assert tasks.rows == {} and "destroy" in tasks.calls
 
 
+@pytest.mark.trap(34)
 def test_an_import_whose_task_vanished_names_what_is_left(client, host, tasks):
     host.calls["VM.get_all_records"] = lambda *_: {
         "OpaqueRef:a": {"uuid": "uuid-a", "other_config": {"import_task": "OpaqueRef:task-0"}},

@@ -62,6 +62,7 @@ def test_an_export_is_imported_again(client, lab, snapshot):
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.trap(9)
 def test_compressed_both_ways(client, snapshot, compression):
     data = read(client, snapshot, compression=compression)
     assert data[:4] == (b"\x28\xb5\x2f\xfd" if compression == "zstd" else data[:4])
@@ -71,6 +72,7 @@ def test_compressed_both_ways(client, snapshot, compression):
         snapshots.remove(client, ref)
 
 
+@pytest.mark.trap(7, 10)
 def test_transfers_follow_the_storage_to_another_host(client):
     local01 = inventory.find_vm(client, name="local01")
     data = read(client, local01["ref"])
@@ -79,6 +81,7 @@ def test_transfers_follow_the_storage_to_another_host(client):
     snapshots.remove(client, ref)
 
 
+@pytest.mark.trap(35)
 def test_the_least_roles(lab):
     with connect(lab, user="backup") as client:
         ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
@@ -96,6 +99,7 @@ def test_a_running_vm_is_not_exported(client):
         read(client, inventory.find_vm(client, name="web01")["ref"], subject="VM web01")
 
 
+@pytest.mark.trap(3)
 def test_storage_no_host_sees(client, lab):
     lab.control("POST", "/hosts/lab/two/kill")
     with pytest.raises(XapiError) as error:
@@ -116,6 +120,7 @@ def test_a_late_error(client, lab, snapshot):
         read(client, snapshot)
 
 
+@pytest.mark.trap(2)
 def test_an_error_after_the_last_byte(client, lab, snapshot):
     fault(lab, "export", late_error=["VDI_IO_ERROR", "Device I/O errors"], after="end", silent=True)
     with pytest.raises(XapiError, match="reading or writing a disk failed"):
@@ -179,6 +184,7 @@ def imports(client, chunks, **options):
 
 
 @pytest.mark.parametrize("known", [False, True])
+@pytest.mark.trap(1)
 def test_a_truncated_archive(client, archive, known):
     with pytest.raises(XapiError) as error:
         imports(client, [archive[:5 * MIB]], length=len(archive) if known else None)
@@ -216,6 +222,7 @@ def test_a_stalled_import(client, lab, archive):
         imports(client, [archive] * 20, stall_timeout=2.0)
 
 
+@pytest.mark.trap(3)
 def test_storage_that_is_gone(client):
     with pytest.raises((XapiError, TransferError)):
         import_vm(client, "OpaqueRef:00000000-0000-0000-0000-000000000000", [b"x"])

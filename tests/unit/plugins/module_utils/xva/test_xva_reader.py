@@ -51,6 +51,7 @@ def small() -> Disk:
 
 @pytest.mark.parametrize("style", ["v7", "ustar", "gnu", "pax"])
 @pytest.mark.parametrize("kind", ["sha1", "xxhash"])
+@pytest.mark.trap(12, 13)
 def test_real_file_systems(ext4, dense, style, kind):
     disks = [Disk("Ref:9", ext4, kind), Disk("Ref:10", dense, kind)]
     archive = pack(members_of(disks), style)
@@ -58,6 +59,7 @@ def test_real_file_systems(ext4, dense, style, kind):
     assert rebuild(archive) == {"Ref:9": ext4, "Ref:10": dense}
 
 
+@pytest.mark.trap(12)
 def test_each_member_may_have_its_own_kind_of_checksum(dense):
     members = members_of([Disk("Ref:9", dense)])
     members[3:5] = block("Ref:9", 1, members[3].data, "sha1")
@@ -65,6 +67,7 @@ def test_each_member_may_have_its_own_kind_of_checksum(dense):
 
 
 @pytest.mark.parametrize("empty", [{1}, {5}, {1, 2, 3}, {4, 9}, {8, 12, 13, 15}])
+@pytest.mark.trap(11)
 def test_empty_members_take_a_number_and_no_room(ext4, empty):
     members = members_of([Disk("Ref:9", ext4, empty=frozenset(empty))])
     assert sum(not member.data for member in members) == len(empty)
@@ -72,6 +75,7 @@ def test_empty_members_take_a_number_and_no_room(ext4, empty):
     assert rebuild(pack(members), verify=False) == {"Ref:9": ext4}
 
 
+@pytest.mark.trap(11)
 def test_an_empty_member_is_no_block_and_has_the_known_checksum(ext4):
     members = members_of([Disk("Ref:9", ext4, empty=frozenset({5}))])
     assert Member("Ref:9/00000005.xxhash", b"EF46DB3751D8E999") in members
@@ -103,6 +107,7 @@ def test_newer_releases_send_zero_blocks_too():
     assert len(list(XvaReader(io.BytesIO(pack(members))).blocks())) == 3
 
 
+@pytest.mark.trap(14)
 def test_disks_come_in_the_order_of_the_bytes_of_their_labels():
     disks = [Disk(f"Ref:{n}", bytes([n]) * 700) for n in (9, 10, 190, 11, 2)]
     reader = XvaReader(io.BytesIO(pack(members_of(disks))))
@@ -215,6 +220,7 @@ def _cuts(members: list[Member]) -> list[int]:
 
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("tail", [b"", ERROR_PAGE], ids=["cut", "error page"])
+@pytest.mark.trap(19)
 def test_cut_anywhere(small, tail, verify):
     members = members_of([small])
     archive = pack(members)
@@ -230,6 +236,7 @@ def test_cut_anywhere(small, tail, verify):
             assert "of the 2199551 bytes of 'disk 0'" in str(error), cut
 
 
+@pytest.mark.trap(2)
 def test_an_error_page_is_recognised_where_headers_are_expected(small):
     members = members_of([small])
     error = problem(pack(members[:3], end=ERROR_PAGE))
@@ -239,6 +246,7 @@ def test_an_error_page_is_recognised_where_headers_are_expected(small):
     )
 
 
+@pytest.mark.trap(2)
 def test_an_error_page_instead_of_an_archive():
     assert "the error page 'HTTP/1.1 500 Internal Error'" in str(problem(ERROR_PAGE + bytes(2000)))
 
@@ -250,10 +258,12 @@ def test_an_error_page_in_the_middle_of_a_block(small):
 
 
 @pytest.mark.parametrize("end", [b"", bytes(511), bytes(512), bytes(1023), bytes(512) + b"x" * 512])
+@pytest.mark.trap(2, 19)
 def test_two_zero_blocks_are_demanded(small, end):
     problem(pack(members_of([small]), end=end))
 
 
+@pytest.mark.trap(19)
 def test_a_disk_that_is_left_out_is_missed(small, dense):
     members = members_of([small, Disk("Ref:1", dense)])
     without_first = [m for m in members if not m.name.startswith("Ref:1/")]
@@ -316,6 +326,7 @@ def test_what_is_out_of_order_is_refused(edit, verify):
     problem(edited(edit), verify)
 
 
+@pytest.mark.trap(19)
 def test_a_missing_block_in_the_middle_looks_like_zeros():
     """Nothing in the format tells it from a block that was zero: this is why points have an index of their own."""
     archive = edited(lambda m: m[:3] + m[5:])
@@ -323,6 +334,7 @@ def test_a_missing_block_in_the_middle_looks_like_zeros():
 
 
 @pytest.mark.parametrize("kind", ["sha1", "xxhash"])
+@pytest.mark.trap(2)
 def test_a_wrong_checksum(dense, kind):
     members = members_of([Disk("Ref:9", dense, kind)])
     members[3] = Member(members[3].name, members[3].data[:-1] + b"?")
@@ -406,6 +418,7 @@ def test_links_directories_and_sparse_members_are_refused(small, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["v7", "ustar", "gnu", "oldgnu", "pax"])
+@pytest.mark.trap(13)
 def test_archives_made_with_tar(ext4, tmp_path, style):
     members = members_of([Disk("Ref:9", ext4)])
     (tmp_path / "Ref:9").mkdir()
