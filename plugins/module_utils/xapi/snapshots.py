@@ -3,9 +3,10 @@
 """Snapshots that are marked as ours when made, so that what a dead run left behind can be told from anything else."""
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Iterable, Mapping, Optional
 
 from .client import PoolClient, pauses
@@ -15,6 +16,7 @@ from .tasks import call_async
 PREFIX = "guestark:"
 OBJECT = PREFIX + "object"  # the marked object's own UUID: copies of other_config (clone, restore) are no marks
 VM = PREFIX + "vm"
+TAKING = PREFIX + "taking"  # on a VM whose snapshot is being taken: the snapshot inherits it before it can be marked
 BUSY_SECONDS = 60.0  # hosts let go of a disk some time after its export has ended
 BUSY = frozenset(("VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_24", "SR_BACKEND_FAILURE_46"))
 
@@ -44,6 +46,24 @@ class Mark:
             return None
         return cls(*(config[name] for name in names))
 
+    def intention(self, name: str, vm_uuid: str) -> str:
+        """What is noted on a VM before a snapshot called ``name`` is taken of it."""
+        return json.dumps({"name": name, "vm": vm_uuid, "mark": asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def inherited(cls, record: Mapping[str, Any]) -> Optional[tuple[Mark, str]]:
+        """The mark a snapshot was to get, and its VM's UUID, where the run died in between; else None.
+
+        A snapshot that somebody else took meanwhile has inherited the note too, but not the name in it.
+        """
+        try:
+            noted = json.loads(record["other_config"].get(TAKING, "null"))
+            if record["is_a_snapshot"] and noted and noted["name"] == record["name_label"]:
+                return cls(**noted["mark"]), str(noted["vm"])
+        except (ValueError, TypeError, KeyError):
+            pass  # not what we write
+        return None
+
 
 @dataclass(frozen=True)
 class Leftover:
@@ -67,11 +87,16 @@ def take(client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: It
     subject = "VM %s" % vm["name_label"]
     ignored = list(ignore_vdis)
     arguments = [vm_ref, name, ignored] if ignored else [vm_ref, name]  # 8.2 takes no third parameter
+    client.call("VM.remove_from_other_config", vm_ref, TAKING, safe=True)
+    client.call("VM.add_to_other_config", vm_ref, TAKING, mark.intention(name, vm["uuid"]))
     try:
         ref = str(call_async(client, "VM.snapshot", *arguments, subject=subject))
     except OutcomeUnknown:
         _remove_new(client, vm_ref, name, set(vm["snapshots"]))
         raise
+    finally:
+        with suppress(PoolError):  # it means nothing once the snapshot is there or not, and the next one replaces it
+            client.call("VM.remove_from_other_config", vm_ref, TAKING, safe=True)
     try:
         _mark(client, "VM", ref, {**mark.config(), VM: vm["uuid"]})
         for vdi in _disks(client, ref):
@@ -109,14 +134,18 @@ def remove(client: PoolClient, ref: str) -> None:
 
 
 def leftovers(client: PoolClient, vm_ref: Optional[str] = None) -> list[Leftover]:
-    """Snapshots and disks that carry our mark for themselves, of one VM or of all; nothing is judged by its name."""
+    """Snapshots and disks that carry our mark, or were to get it, of one VM or of all."""
     wanted = str(client.call("VM.get_uuid", vm_ref)) if vm_ref else None
     found: list[Leftover] = []
     covered: set[str] = set()
     vbds = client.call("VBD.get_all_records")
     for ref, record in client.call("VM.get_all_records").items():
         mark = Mark.read(record)
-        if mark and record["is_a_snapshot"]:
+        inherited = None if mark else Mark.inherited(record)
+        if inherited:
+            covered.update(vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds)
+            found.append(Leftover("VM", ref, record["uuid"], record["name_label"], inherited[1], inherited[0]))
+        elif mark and record["is_a_snapshot"]:
             covered.update(vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds)
             found.append(_leftover("VM", ref, record, mark))
     for ref, record in client.call("VDI.get_all_records").items():

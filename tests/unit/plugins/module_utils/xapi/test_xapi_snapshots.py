@@ -90,6 +90,24 @@ def test_a_snapshot_that_cannot_be_marked_does_not_stay(client, lab):
     assert state(lab)["snapshots"] == [] and state(lab)["snapshot_vdis"] == 0
 
 
+def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, lab, monkeypatch):
+    vm = inventory.find_vm(client, name="web01")["ref"]
+    with monkeypatch.context() as dead:
+        dead.setattr(snapshots, "_mark", lambda *_arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        dead.setattr(snapshots, "remove", lambda *_arguments: None)
+        with pytest.raises(KeyboardInterrupt):
+            snapshots.take(client, vm, "s of this very point", MARK)
+    client.call("VM.add_to_other_config", vm, snapshots.TAKING, MARK.intention("s of the next point", "x"))
+    theirs = client.call("VM.snapshot", vm, "somebody else's, meanwhile")
+    (found,) = snapshots.leftovers(client, vm)
+    assert (found.name, found.mark) == ("s of this very point", MARK)
+    snapshots.remove_leftover(client, found)
+    assert state(lab)["snapshots"] == ["somebody else's, meanwhile"]
+    snapshots.remove(client, theirs)
+    snapshots.remove(client, snapshots.take(client, vm, "s", MARK))
+    assert snapshots.TAKING not in client.call("VM.get_other_config", vm)
+
+
 def test_a_busy_disk_is_tried_again(client, lab):
     ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
     lab.control("POST", "/faults", {
