@@ -18,6 +18,7 @@ RESET = {
     "ha_restart_priority": "", "suspend_SR": NULL, "blocked_operations": {}, "scheduled_to_be_resident_on": NULL,
     "resident_on": NULL, "suspend_VDI": NULL, "domid": -1, "current_operations": {}, "allowed_operations": [],
 }
+LONGEST_CHAIN = 30  # layers; sm refuses to snapshot or clone a disk that has as many (vhdutil.py)
 # back references and identity are never copied
 OWN = ("uuid", "VBDs", "VIFs", "VTPMs", "VUSBs", "VGPUs", "consoles", "crash_dumps", "snapshots", "children", "parent")
 
@@ -52,6 +53,8 @@ def copy_vdi(ctx: Context, vdi: str, how: str, sr: str | None = None) -> str:
     if how == "copy":
         space.require(ctx.pool, sr or record["SR"], record["virtual_size"])
         storage.copy(record["uuid"], uuid)
+    elif storage.depth(record["uuid"]) >= LONGEST_CHAIN:
+        raise ApiError("SR_BACKEND_FAILURE_109", "", "The snapshot chain is too long", "")
     else:
         storage.snapshot(record["uuid"], uuid)
     fields = {name: value for name, value in record.items() if name not in ("VBDs", "snapshots", "crash_dumps")}
@@ -207,6 +210,8 @@ def checkpoint(ctx: Context, vm: str, new_name: str) -> str:
         if state == lifecycle.SUSPENDED:
             image = copy_vdi(ctx, image, "snapshot")
         db.set("VM", taken, suspend_VDI=image)
+        for vbd in db.field("VM", taken, "VBDs"):  # as they were in the VM, though nothing is attached
+            db.set("VBD", vbd, currently_attached=not db.field("VBD", vbd, "empty"))
         db.set("VM", vm, power_state=state, resident_on=host)
         lifecycle.update_allowed(db, taken)
         return taken

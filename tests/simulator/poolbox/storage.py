@@ -185,6 +185,11 @@ class Storage:
         """Virtual size in bytes."""
         return self._volumes[uuid].size
 
+    def depth(self, uuid: str) -> int:
+        """How many layers a disk is made of."""
+        with self._lock:
+            return sum(1 for _layer in _chain(self._volumes[uuid].layer))
+
     def allocated(self, uuid: str) -> int:
         """Bytes that only this disk needs: what destroying it would set free."""
         with self._lock:

@@ -17,6 +17,7 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xapi.lab i
 )
 
 
+@pytest.mark.trap(28)
 def test_a_snapshot_is_marked_with_its_disks_and_goes_with_them(client, lab):
     web01 = inventory.find_vm(client, name="web01")
     ref = snapshots.take(client, web01["ref"], "guestark web01", MARK)
@@ -72,6 +73,7 @@ def test_disks_can_be_left_out(client, lab):
     snapshots.remove(client, ref)
 
 
+@pytest.mark.trap(21)
 def test_a_release_that_cannot_leave_disks_out(lab):
     with connect(lab, "old") as client:
         legacy = inventory.find_vm(client, name="legacy")
@@ -108,6 +110,7 @@ def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, 
     assert snapshots.TAKING not in client.call("VM.get_other_config", vm)
 
 
+@pytest.mark.trap(37)
 def test_a_busy_disk_is_tried_again(client, lab):
     ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
     lab.control("POST", "/faults", {
@@ -117,6 +120,7 @@ def test_a_busy_disk_is_tried_again(client, lab):
     assert state(lab)["snapshot_vdis"] == 0
 
 
+@pytest.mark.trap(37)
 def test_a_disk_that_stays_busy_is_told_and_the_others_go(client, lab, monkeypatch):
     monkeypatch.setattr(snapshots, "BUSY_SECONDS", 0.0)
     ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
@@ -146,6 +150,7 @@ def test_a_disk_another_guest_uses_stays(client, lab):
     snapshots.remove_leftover(client, left)
 
 
+@pytest.mark.trap(28)
 def test_an_error_of_the_storage_reaches_the_caller(client, lab):
     lab.control("POST", "/faults", {
         "pool": "lab", "match": {"call": "VM.snapshot"},
