@@ -8,6 +8,7 @@ import re
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.error_table import MEANINGS
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.errors import PoolError, XapiError
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.snapshots import BUSY
 
 
 def test_an_error_says_what_happened_to_which_vm_what_to_do_and_the_raw_code():
@@ -49,6 +50,24 @@ def test_families_of_codes(code, params, words):
     error = XapiError(code, params)
     assert words in error.message
     assert code in error.message
+
+
+@pytest.mark.trap(32)
+@pytest.mark.parametrize("params", [
+    ["VM.export", "OpaqueRef:1"], ["VM", "OpaqueRef:1", "export", "OpaqueRef:2"],
+    ["VM", "OpaqueRef:1", "{export,snapshot}", "{OpaqueRef:2,OpaqueRef:3}"],
+])
+def test_an_error_that_comes_in_several_shapes(params):
+    error = XapiError("OTHER_OPERATION_IN_PROGRESS", params, "VM.snapshot", "VM web01")
+    raw = "[OTHER_OPERATION_IN_PROGRESS: %s]" % ", ".join(params)
+    assert error.message == "VM.snapshot of VM web01 failed: another operation holds the object %s." % raw
+    assert error.code in BUSY  # by the code alone it is known to pass
+
+
+@pytest.mark.trap(31)
+def test_codes_are_spelt_as_they_are_sent():
+    assert "LICENCE_RESTRICTION" in MEANINGS and "LICENSE_RESTRICTION" not in MEANINGS
+    assert "VM_SNAPSHOT_WITH_QUIESCE_PLUGIN_DEOS_NOT_RESPOND" in MEANINGS
 
 
 def documented():

@@ -65,6 +65,15 @@ def test_a_failure_names_the_call_and_its_subject(client, running):
     assert tasks.calls == ["destroy"]
 
 
+@pytest.mark.trap(6)
+@pytest.mark.parametrize("status, error", [("failure", ["SR_FULL", "1", "2"]), ("cancelled", ["TASK_CANCELLED", "ref"])])
+def test_all_progress_is_no_success(client, running, status, error):
+    running(at(1.0), {"status": status, "progress": 1.0, "result": "", "error_info": error})
+    with pytest.raises(XapiError) as caught:
+        call_async(client, "VM.clone", "ref", "copy")
+    assert caught.value.code == error[0]
+
+
 def clock(step):
     now = iter(range(0, 100000, step))
     return lambda: float(next(now))

@@ -280,6 +280,30 @@ def test_an_import_of_known_length(client, host, tasks):
     assert seen == {"version": "HTTP/1.1", "length": "20", "body": b"a" * 10 + b"b" * 10}
 
 
+@pytest.mark.trap(7)
+def test_a_redirected_import_is_sent_once_and_to_the_right_host(client, host, tasks, authority, scripted):
+    other, seen = scripted(authority.issue("127.0.0.1")[0]), {}
+    host.pages["/import"] = redirect("https://%s/import?sr_id=x" % other.address)
+    other.pages["/import"] = receive(seen, tasks)
+    given = iter([b"a" * 10, b"b" * 10])  # can be had only once
+    assert import_vm(client, "OpaqueRef:sr", given) == ["OpaqueRef:vm"]
+    assert seen["body"] == b"a" * 10 + b"b" * 10
+    assert host.secrets == other.secrets == ["session_id=" + client.session]
+
+
+@pytest.mark.trap(8, 16)
+@pytest.mark.parametrize("length", [None, 10])
+def test_nothing_is_asked_that_no_host_grants(client, host, tasks, length):
+    """No chunked encoding, no 100-continue; and restoring only when it is wanted."""
+    asked = []
+    take = receive({}, tasks)
+    host.pages["/import"] = lambda request: (asked.append((request.path, request.headers)), take(request))
+    import_vm(client, "OpaqueRef:sr", [b"a" * 10], length=length)
+    ((path, headers),) = asked
+    assert "Transfer-Encoding" not in headers and "Expect" not in headers
+    assert "restore" not in path and "force" not in path
+
+
 def test_a_host_that_has_enough_may_close(client, host, tasks):
     def enough(request):
         tasks.end("success", IMPORTED)
