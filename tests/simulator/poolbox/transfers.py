@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from xml.etree import ElementTree
 
 from . import space
 from .api import Context, Request, handler
 from .attach import attached, choose_host, sees, vm_srs
 from .errors import ApiError
-from .exchange import Exchange, vm_locked
+from .exchange import CLOSING_SECONDS, Exchange, vm_locked
 from .ova_in import Importer, Options, open_document, streamed_disks
 from .ova_out import Selection, make_ova
 from .ova_out import streamed_disks as disks_to_send
@@ -22,6 +22,7 @@ from .xmlvalue import from_element
 from .xva_in import Archive, DiskReceiver
 from .xva_out import XvaWriter
 
+END_BYTES = 1024
 COMPRESSION = {"true": "gzip", "gzip": "gzip", "zstd": "zstd"}
 
 
@@ -92,6 +93,14 @@ def import_vm(req: Request, ctx: Context) -> None:
         vms = receive(ctx, archive, options, task, wire.end, fault.get("sr_full"))
         archive.settle()
         task.result(vms)
+    _take_the_end(req)
+
+
+def _take_the_end(req: Request) -> None:
+    """Importers do not read the archive's last sectors; closing with something unread would be a reset to the client."""
+    with suppress(OSError, ValueError):
+        req.connection.settimeout(CLOSING_SECONDS)
+        req.rfile.read(END_BYTES)
 
 
 def _default_sr(ctx: Context) -> str:
