@@ -122,6 +122,7 @@ class Bench:
         context = ssl.create_default_context(cafile=self.simulator.ready["ca"])
         with xmlrpc.client.ServerProxy(described["members"][0], context=context) as proxy:
             session = proxy.session.login_with_password(described["username"], described["password"])["Value"]
+
             def call(name: str, *arguments: Any) -> Any:
                 answer: dict[str, Any] = {}
                 for _try in range(100):  # a host lets go of disks a moment after a transfer

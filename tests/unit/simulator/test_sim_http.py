@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import socket
@@ -12,7 +13,9 @@ import threading
 import time
 
 import pytest
-from poolbox import http_server, sessions  # noqa: F401  (sessions registers logging in)
+from poolbox import http_server
+
+importlib.import_module("poolbox.sessions")  # registers logging in
 
 LOGIN = json.dumps({"method": "session.login_with_password", "params": ["root", "secret"], "id": 1, "jsonrpc": "2.0"})
 

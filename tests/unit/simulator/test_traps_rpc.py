@@ -64,7 +64,7 @@ def test_what_is_text_in_xml_is_a_number_in_json(lab):
     asked = {"jsonrpc": "2.0", "id": 1, "params": [lab.session, lab.refs["web"]], "method": "VM.get_memory_static_max"}
     assert answer(asked) == 1 << 40
     counts = answer(asked | {"method": "event.from", "params": [lab.session, ["pool"], "", 5.0]})["valid_ref_counts"]
-    assert counts["pool"] == 1 and type(counts["pool"]) is int
+    assert counts["pool"] == 1 and isinstance(counts["pool"], int)
 
 
 @pytest.mark.trap(34)

@@ -94,8 +94,12 @@ def test_a_snapshot_that_cannot_be_marked_does_not_stay(client, lab):
 
 def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, lab, monkeypatch):
     vm = inventory.find_vm(client, name="web01")["ref"]
+
+    def die(*_arguments):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as dead:
-        dead.setattr(snapshots, "_mark", lambda *_arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        dead.setattr(snapshots, "_mark", die)
         dead.setattr(snapshots, "remove", lambda *_arguments: None)
         with pytest.raises(KeyboardInterrupt):
             snapshots.take(client, vm, "s of this very point", MARK)
