@@ -23,7 +23,8 @@ from ansible.utils.display import Display
 display = Display()
 
 LOOK_EVERY = 0.5  # seconds between looks at a local file
-POLL_EVERY = 10  # seconds between polls of a remote job; each costs a module run
+POLL_FIRST = 1  # seconds before the first look at a remote job; each later pause is twice as long
+POLL_EVERY = 10  # seconds at most between looks; each costs a module run
 LONGEST_JOB = 7 * 86400  # seconds a remote job may take
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -130,13 +131,15 @@ class ProgressAction(ActionBase):
         folder = self.get_shell_option("async_dir", "~/.ansible_async")
         status_args = {"jid": job["ansible_job_id"], "_async_dir": folder}
         shown = 0
+        pause = POLL_FIRST
         while True:
-            time.sleep(POLL_EVERY)
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_EVERY)
+            status = self._status(task_vars, status_args)
             lines = self._low_level_execute_command(f"tail -n +{shown + 1} {path}").get("stdout_lines", [])
             for line in lines:
                 display.display(line_text(line))
             shown += len(lines)
-            status = self._status(task_vars, status_args)
             if status.get("finished") or (status.get("failed") and "ansible_job_id" not in status):
                 self._status(task_vars, {**status_args, "mode": "cleanup"})
                 status.pop("ansible_job_id", None)
