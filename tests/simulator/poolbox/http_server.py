@@ -8,6 +8,7 @@ import html
 import socket
 import ssl
 import threading
+import traceback
 import urllib.parse
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -139,6 +140,11 @@ class Listener:
             send_page(req, refused)
         except Dropped:
             req.abort(reset=True)
+        except (OSError, Cut):
+            raise
+        except Exception as error:  # a mistake of the simulator: the client must see it, not guess at a lost connection
+            traceback.print_exc()
+            send_page(req, Refused(500, more=f"INTERNAL_ERROR: [ {error!r} ]"))
         return False
 
 

@@ -109,6 +109,16 @@ def test_error_pages_end_the_connection(wire, head, body, status, page):
     assert wire.ended()
 
 
+def test_a_mistake_of_a_handler_is_told_and_not_hidden_behind_a_lost_connection(wire, monkeypatch):
+    def mistaken(req, ctx):
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setitem(http_server.HANDLERS, ("GET", "/mistaken"), mistaken)
+    status, _headers, page = wire.ask("GET /mistaken HTTP/1.1\r\nHost: pool")
+    assert status == "HTTP/1.1 500 Internal Error" and b"INTERNAL_ERROR" in page and b"nobody thought of this" in page
+    assert wire.ended()
+
+
 def test_a_body_of_300_kib_is_still_read(wire):
     call = LOGIN + " " * (300 * 1024 - len(LOGIN))
     assert wire.ask("POST /jsonrpc HTTP/1.1", call)[0] == "HTTP/1.1 200 OK"
