@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .age.sshsig import AllowedSigners
     from .repository.point_writer import WriterKeys
     from .xapi.client import PoolClient
+    from .xapi.moments import Wish
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -82,6 +83,29 @@ def catalog() -> Spec:
     return {
         "catalog_identities": {"type": "list", "elements": "path", "default": [], "aliases": ["catalog_identity"]},
     }
+
+
+def moment() -> Spec:
+    """Fragment ``guestark.xen.moment``: how the VM is brought to the moment of the backup."""
+    from .xapi.moments import GRADES, METHODS
+
+    return {
+        "method": {"type": "str", "choices": list(METHODS), "default": "normal"},
+        "consistency": {"type": "str", "choices": list(GRADES)},
+        "fallback": {"type": "bool", "default": False},
+        "shutdown_timeout": {"type": "int", "default": 300},
+        "hard_shutdown": {"type": "bool", "default": False},
+    }
+
+
+def wish(options: dict[str, Any]) -> Wish:
+    """What the options of moment() ask for."""
+    from .xapi.moments import Wish
+
+    return Wish(
+        options["method"], options["consistency"], options["fallback"], options.get("downtime", "snapshot"),
+        options["shutdown_timeout"], options["hard_shutdown"], options.get("exclude_disks") or (),
+    )
 
 
 def transfer() -> Spec:

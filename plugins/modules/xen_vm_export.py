@@ -10,10 +10,12 @@ DOCUMENTATION = r"""
 module: xen_vm_export
 short_description: Back up a VM to a restore point or a file
 description:
-  - Protects one VM of a XenServer or XCP-ng pool in one call. It takes a snapshot, streams it out of the pool, compresses and encrypts it
-    while it streams, commits a restore point and removes the snapshot again.
-  - A restore point appears completely or not at all. When anything goes wrong, what was written is removed, the snapshot too, and the
-    task fails.
+  - Protects one VM of a XenServer or XCP-ng pool in one call. It brings the VM to its moment by O(method), takes a snapshot, gives the
+    guest back, streams the snapshot out of the pool, compresses and encrypts it while it streams, commits a restore point and removes
+    the snapshot again.
+  - A restore point appears completely or not at all. When anything goes wrong, what was written is removed, the snapshot too, the guest
+    is what it was before, and the task fails.
+  - What a run that was killed left of the VM, a snapshot or a guest that is switched off, its next run sees to.
   - With O(max_age) the task describes a state, that a restore point younger than this exists, and changes nothing when it does.
   - With O(dest) the VM is exported to a plain file instead.
 author:
@@ -23,6 +25,7 @@ requirements:
 extends_documentation_fragment:
   - guestark.xen.connection
   - guestark.xen.vm
+  - guestark.xen.moment
   - guestark.xen.repository
   - guestark.xen.repository.writing
   - guestark.xen.repository.catalog
@@ -39,11 +42,49 @@ attributes:
       - With O(max_age), a restore point that is young enough is left as it is. Without it, every run makes another one.
       - With O(dest), a file that exists is left as it is unless O(force=true).
 options:
+  downtime:
+    description:
+      - How long O(method=offline) keeps the guest down.
+      - V(snapshot) starts it as soon as a snapshot is taken, within seconds, whatever the size of its disks.
+      - V(backup) exports the VM itself and starts it after that. It takes no space for a snapshot.
+    type: str
+    choices: [snapshot, backup]
+    default: snapshot
+  exclude_disks:
+    description:
+      - Disks to leave out, by name, UUID or position on the VM. Needs release 8.3 and O(method=normal) or O(method=offline).
+      - Disks with C([NOBAK]) or C([NOSNAP]) in their name are left out where that is possible, and warned of where it is not.
+    type: list
+    elements: str
+    default: []
   snapshot:
     description:
       - UUID of a snapshot of the VM that was made before, for example by M(guestark.xen.xen_vm_snapshot).
       - It is exported in place of a snapshot of its own and is left where it is.
     type: str
+  freeze:
+    description: What M(guestark.xen.guest_freeze) returned when it thawed the guest after O(snapshot) was taken.
+    type: dict
+    suboptions:
+      consistency:
+        description: What the freeze came to.
+        type: str
+        choices: [crash, filesystem, application]
+        required: true
+      frozen_seconds:
+        description: How long the guest's file systems stood still.
+        type: float
+      degraded:
+        description: Why it is less than what was asked for.
+        type: str
+        default: ""
+      group:
+        description: Name of the group of VMs that were frozen together.
+        type: str
+        default: ""
+      skew_seconds:
+        description: How far apart the moments of the group's snapshots are.
+        type: float
   max_age:
     description:
       - Do nothing when a valid restore point younger than this exists.
@@ -127,6 +168,30 @@ point:
       description: What the point guarantees. Returned when the point was made by this task.
       type: str
       sample: crash
+    degraded:
+      description: Why the point is less than what was asked for. Returned when it is.
+      type: str
+      sample: "The pool's licence does not allow checkpoints."
+    down_seconds:
+      description: How long the guest was off. Returned when it was.
+      type: float
+      sample: 21.5
+    frozen_seconds:
+      description: How long the guest, or its file systems, stood still. Returned when they did.
+      type: float
+      sample: 1.4
+    excluded:
+      description: Disks that are not in the point, each with C(uuid), C(name) and C(reason). Returned when there are any.
+      type: list
+      elements: dict
+    group:
+      description: Name of the group of VMs that were frozen together. Returned when there is one.
+      type: str
+      sample: shop
+    skew_seconds:
+      description: How far apart the moments of the group's snapshots are. Returned when there is a group.
+      type: float
+      sample: 0.4
     started:
       description: Moment from which the point's age counts, RFC 3339.
       type: str
@@ -174,6 +239,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.backup import 
     back_up,
     find_recent,
 )
+from ansible_collections.guestark.xen.plugins.module_utils.engine.capture import Subject
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, EngineError
 from ansible_collections.guestark.xen.plugins.module_utils.engine.file_export import export_file, format_of
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
@@ -181,7 +247,15 @@ from ansible_collections.guestark.xen.plugins.module_utils.repository.posix impo
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.moments import Moment, plan
 
+FREEZE: dict[str, dict[str, Any]] = {
+    "consistency": {"type": "str", "choices": ["crash", "filesystem", "application"], "required": True},
+    "frozen_seconds": {"type": "float"},
+    "degraded": {"type": "str", "default": ""},
+    "group": {"type": "str", "default": ""},
+    "skew_seconds": {"type": "float"},
+}
 TOOL = {"name": "guestark.xen", "version": "0.1.0"}
 
 
@@ -193,7 +267,9 @@ def order_of(module: AnsibleModule, client: PoolClient) -> BackupOrder:
     except ValueError as error:
         raise EngineError("max_age: %s." % error) from error
     vm = find_vm(client, name=options["name"], uuid=options["uuid"])
-    return BackupOrder(vm, options["snapshot"], max_age, options["stall_timeout"], arguments.identities(options), TOOL)
+    frozen = Moment("quiesced", **options["freeze"]) if options["freeze"] else None
+    subject = Subject(vm, arguments.wish(options), options["snapshot"], frozen, TOOL)
+    return BackupOrder(subject, max_age, options["stall_timeout"], arguments.identities(options))
 
 
 def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
@@ -206,10 +282,18 @@ def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
     if meta:
         stats = meta["stats"]
         point.update(
-            method=meta["method"], consistency=meta["consistency"], read_bytes=stats["read_bytes"],
-            stored_bytes=result.stored_bytes, seconds=stats["seconds"],
+            read_bytes=stats["read_bytes"], stored_bytes=result.stored_bytes, seconds=stats["seconds"],
+            **(result.moment.facts() if result.moment else {}),
         )
     return point
+
+
+def checked(client: PoolClient, order: BackupOrder) -> dict[str, Any]:
+    """Whether the wish can be met, found without touching the VM. Raises a PoolError when it cannot."""
+    if order.subject.snapshot_uuid:
+        return {}
+    planned = plan(client, order.subject.vm, order.subject.wish)
+    return {"warnings": [*planned.warnings, *(["Degraded: %s" % planned.degraded] if planned.degraded else [])]}
 
 
 def to_repository(module: AnsibleModule) -> dict[str, Any]:
@@ -223,14 +307,14 @@ def to_repository(module: AnsibleModule) -> dict[str, Any]:
             there = store.exists("repository.json")
             recent = find_recent(Repository.open(store), order, signers) if there else None
             if recent is None:
-                return {"changed": True}
-            return {"changed": False, "point": described(order.vm, BackupResult(False, recent))}
+                return {"changed": True, **checked(client, order)}
+            return {"changed": False, "point": described(order.subject.vm, BackupResult(False, recent))}
         repository = Repository.create_or_open(store)
-        progress = Progress(order.vm["name_label"], options["progress_file"])
+        progress = Progress(order.subject.vm["name_label"], options["progress_file"])
         result = back_up(client, repository, keys, signers, order, progress)
     for warning in result.warnings:
         module.warn(warning)
-    return {"changed": result.changed, "point": described(order.vm, result)}
+    return {"changed": result.changed, "point": described(order.subject.vm, result)}
 
 
 def to_file(module: AnsibleModule) -> dict[str, Any]:
@@ -244,7 +328,7 @@ def to_file(module: AnsibleModule) -> dict[str, Any]:
         with arguments.pool_client(options) as client:
             order = order_of(module, client)
             if not module.check_mode:
-                progress = Progress(order.vm["name_label"], options["progress_file"])
+                progress = Progress(order.subject.vm["name_label"], options["progress_file"])
                 for warning in export_file(client, path, recipients, order, progress):
                     module.warn(warning)
     size = os.path.getsize(path) if os.path.exists(path) else 0
@@ -256,13 +340,17 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **arguments.connection(), **arguments.vm(), **arguments.repository(), **arguments.writing(),
-            **arguments.catalog(), **arguments.transfer(),
+            **arguments.catalog(), **arguments.transfer(), **arguments.moment(),
+            "downtime": {"type": "str", "choices": ["snapshot", "backup"], "default": "snapshot"},
+            "exclude_disks": {"type": "list", "elements": "str", "default": []},
             "snapshot": {"type": "str"},
+            "freeze": {"type": "dict", "options": FREEZE},
             "max_age": {"type": "str"},
             "dest": {"type": "path"},
             "force": {"type": "bool", "default": False},
         },
         required_one_of=[*arguments.VM_RULES["required_one_of"], ("repository", "dest")],
+        required_by={"freeze": ["snapshot"]},
         mutually_exclusive=[*arguments.VM_RULES["mutually_exclusive"], ("repository", "dest"), ("dest", "max_age")],
         supports_check_mode=True,
     )

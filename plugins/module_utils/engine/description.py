@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..xapi.snapshots import PREFIX
 from ..xva.ova import Ova
 
 FIRST_LABEL = 1001  # labels of equal width: their byte order, which importers demand, is then their numeric order
@@ -28,5 +29,8 @@ def description_of(exported: Ova, labels: dict[str, str], vm: dict[str, Any]) ->
     """
     ova = exported.canonical(labels)
     ova.set_vm(is_a_template=False, **{name: vm[name] for name in LOST_IN_SNAPSHOTS if name in vm})
+    config = ova.vm.get("other_config")
+    if isinstance(config, dict):  # our marks and notes are about this pool and this run
+        ova.vm["other_config"] = {name: value for name, value in config.items() if not name.startswith(PREFIX)}
     ova.set_version(*READABLE_BY_ALL)
     return ova.to_bytes()

@@ -15,7 +15,8 @@ from ..xapi.client import PoolClient
 from ..xva.reader import Block
 from ..xva.writer import BLOCK, END, block_unit, ova_unit
 from .archive import check_block
-from .backup import BackupOrder, blocks_of, source_of
+from .backup import BackupOrder, blocks_of
+from .capture import source_of
 from .description import canonical_labels, description_of
 from .errors import EngineError, naming
 from .pipeline import ordered
@@ -42,17 +43,19 @@ def export_file(
     ending, warnings = format_of(path), []  # type: ignore[var-annotated]
     if ending == ENCRYPTED and not recipients:
         raise EngineError("%s is to be encrypted, but to nobody." % path, "Give recipients.")
-    with naming("export", order.vm["name_label"]), ExitStack() as stack:
+    vm = order.subject.vm
+    with naming("export", vm["name_label"]), ExitStack() as stack:
         sink = stack.enter_context(_appearing(path))
-        snapshot = stack.enter_context(source_of(client, order, "file", progress, warnings))
-        stream = stack.enter_context(open_export(client, snapshot, order.stall_timeout, order.vm["name_label"]))
+        source = stack.enter_context(source_of(client, order.subject, "file", progress, warnings))
+        opened = open_export(client, source.ref, order.stall_timeout, vm["name_label"], source.memory)
+        stream = stack.enter_context(opened)
         progress.phase("export")
         out: Any = AgeWriter(sink, recipients) if ending == ENCRYPTED else sink
-        for data in _plain(stream, order.vm, progress) if ending == PLAIN else _compressed(stream, order.vm, progress):
+        for data in _plain(stream, vm, progress) if ending == PLAIN else _compressed(stream, vm, progress):
             out.write(data)
         if ending == ENCRYPTED:
             out.close()
-    return warnings
+    return warnings + (["Degraded: %s" % source.moment.degraded] if source.moment.degraded else [])
 
 
 def _compressed(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iterator[bytes]:

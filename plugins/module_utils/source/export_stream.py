@@ -31,7 +31,14 @@ class ExportStream:
 
 
 @contextmanager
-def open_export(client: PoolClient, ref: str, stall_timeout: float, subject: str) -> Iterator[ExportStream]:
-    """Export the halted VM or snapshot ``ref`` uncompressed (the mover compresses, on all its cores)."""
-    with export_vm(client, ref, stall_timeout=stall_timeout, subject="VM %s" % subject) as transfer:
+def open_export(
+    client: PoolClient, ref: str, stall_timeout: float, subject: str, memory: bool = False
+) -> Iterator[ExportStream]:
+    """Export the halted VM or snapshot ``ref`` uncompressed (the mover compresses, on all its cores).
+
+    ``memory``: a suspended one with its memory, so that it is suspended again where it is imported.
+    """
+    with export_vm(
+        client, ref, stall_timeout=stall_timeout, subject="VM %s" % subject, preserve_power_state=memory
+    ) as transfer:
         yield ExportStream(transfer, XvaReader(transfer, verify=False))

@@ -77,10 +77,13 @@ class Leftover:
     mark: Mark
 
 
-def take(client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: Iterable[str] = ()) -> str:
+def take(
+    client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: Iterable[str] = (), call: str = "VM.snapshot"
+) -> str:
     """Snapshot a VM's disks as ``name`` and mark the snapshot and its disks; return the snapshot's ref.
 
-    ``ignore_vdis``: refs of disks to leave out (from release 8.3 on). Raises XapiError, OutcomeUnknown; then no
+    ``ignore_vdis``: refs of disks to leave out (from release 8.3 on). ``call``: VM.snapshot, VM.checkpoint or
+    VM.snapshot_with_quiesce. Raises XapiError, OutcomeUnknown; then no
     snapshot of that name stays, as far as the pool can still be reached.
     """
     vm = client.call("VM.get_record", vm_ref)
@@ -90,7 +93,7 @@ def take(client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: It
     client.call("VM.remove_from_other_config", vm_ref, TAKING, safe=True)
     client.call("VM.add_to_other_config", vm_ref, TAKING, mark.intention(name, vm["uuid"]))
     try:
-        ref = str(call_async(client, "VM.snapshot", *arguments, subject=subject))
+        ref = str(call_async(client, call, *arguments, subject=subject))
     except OutcomeUnknown:
         _remove_new(client, vm_ref, name, set(vm["snapshots"]))
         raise
