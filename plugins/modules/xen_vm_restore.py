@@ -64,8 +64,17 @@ options:
     type: str
     choices: [keep, new]
     default: keep
+  memory:
+    description:
+      - What becomes of the memory in a point of consistency V(memory).
+      - With V(keep) the VM is suspended and goes on when it is resumed, which needs hosts of the same CPU vendor, no older release and
+        all CPU features that the guest was started with. This is looked at before anything is touched.
+      - With V(discard) the VM is halted and starts as after a crash.
+    type: str
+    choices: [keep, discard]
+    default: keep
   start:
-    description: Start the VM when it is restored.
+    description: Start the VM when it is restored, or resume it.
     type: bool
     default: false
 seealso:
@@ -177,7 +186,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     """Restore, unless the VM is there."""
     options, began = module.params, time.monotonic()
     order = RestoreOrder(
-        options["name"], options["sr"], options["networks"], options["macs"], options["start"], options["stall_timeout"]
+        options["name"], options["sr"], options["networks"], options["macs"], options["memory"], options["start"],
+        options["stall_timeout"],
     )
     with ExitStack() as stack:
         with naming("restore", order.name or options["vm"] or options["src"]):
@@ -208,6 +218,7 @@ def main() -> None:
             "sr": {"type": "str"},
             "networks": {"type": "dict", "default": {}},
             "macs": {"type": "str", "choices": ["keep", "new"], "default": "keep"},
+            "memory": {"type": "str", "choices": ["keep", "discard"], "default": "keep"},
             "start": {"type": "bool", "default": False},
         },
         required_one_of=[("repository", "src")],

@@ -41,7 +41,7 @@ class Archive(Protocol):
     stored_bytes: int
 
     def units(self) -> Iterator[bytes]:
-        """Yield each block as a tar unit (data and checksum members), verified, in the order a pool imports."""
+        """Yield each block of a disk of ``ova`` as a tar unit (data and checksum members), verified, in their order."""
 
 
 class PointArchive:
@@ -55,7 +55,8 @@ class PointArchive:
 
     def units(self) -> Iterator[bytes]:
         """See Archive. Raises PointDamaged naming disk and block."""
-        return ordered(self._reader.frames(), self._checked)
+        wanted = {disk.label for disk in self.ova.disks}
+        return ordered((frame for frame in self._reader.frames() if frame.label in wanted), self._checked)
 
     def _checked(self, frame: Any) -> bytes:
         unit, digest = decode_block(frame.frame, frame.label, frame.number)
@@ -93,7 +94,9 @@ class FileArchive:
     def units(self) -> Iterator[bytes]:
         """See Archive. Raises FileDamaged."""
         with _judged(self.origin):
-            yield from ordered(gapless(self.ova.disks, self._reader.blocks()), self._checked)
+            wanted = {disk.label for disk in self.ova.disks}
+            blocks = gapless(self._reader.ova.disks, self._reader.blocks())
+            yield from ordered((block for block in blocks if self._labels[block.label] in wanted), self._checked)
 
     def _checked(self, block: Block) -> bytes:
         check_block(block)

@@ -14,6 +14,7 @@ from ..xapi.tasks import call_async
 from ..xapi.transfers import import_vm
 from ..xva.ova import Ova
 from ..xva.writer import BLOCK, END, ova_unit
+from . import memory
 from .archive import Archive
 from .description import READABLE_BY_ALL
 from .errors import EngineError, naming
@@ -32,13 +33,15 @@ class RestoreOrder:
 
     ``name``: its name, by default the name it had. ``sr``: name or UUID, by default the pool's default SR.
     ``networks``: from the name a network had to the name (or UUID) it has on this pool; same names need no entry.
-    ``macs``: ``keep`` or ``new``.
+    ``macs``: ``keep`` or ``new``. ``memory``: ``keep`` or ``discard`` what was saved of it. ``start`` resumes a VM that
+    comes with its memory.
     """
 
     name: Optional[str] = None
     sr: Optional[str] = None
     networks: dict[str, str] = field(default_factory=dict)
     macs: str = "keep"
+    memory: str = "keep"
     start: bool = False
     stall_timeout: float = 300.0
 
@@ -61,6 +64,8 @@ def plan(client: PoolClient, archive: Archive, order: RestoreOrder) -> RestorePl
     """
     name = order.name or archive.ova.vm["name_label"]
     with naming("restore", name):
+        if archive.ova.has_memory:
+            _decide_memory(client, archive.ova, order, name)
         vms = {ref: vm for ref, vm in client.call("VM.get_all_records").items() if inventory.is_guest(vm)}
         existing = _restored_before(vms, name, archive.origin)
         sr, record = inventory.find_sr(client, order.sr)
@@ -82,9 +87,10 @@ def restore(
     """
     with naming("restore", found.name):
         progress.phase("restore")
+        resumes = archive.ova.has_memory
         chunks = _stream(archive, _description(archive.ova, found), progress)
         refs = import_vm(
-            client, found.sr, chunks, stall_timeout=order.stall_timeout, subject="VM %s" % found.name
+            client, found.sr, chunks, stall_timeout=order.stall_timeout, restore=resumes, subject="VM %s" % found.name
         )
         try:
             if len(refs) != 1:
@@ -93,7 +99,8 @@ def restore(
             _finish(client, refs[0], archive, order)
             if order.start:
                 progress.phase("start")
-                call_async(client, "VM.start", refs[0], False, False, subject="VM %s" % found.name)
+                call = "VM.resume" if resumes else "VM.start"
+                call_async(client, call, refs[0], False, False, subject="VM %s" % found.name)
         except BaseException:
             # a VM that is not as ordered is no restored VM; its disks go with it
             for ref in refs:
@@ -104,7 +111,13 @@ def restore(
 
 
 def _description(ova: Ova, found: RestorePlan) -> bytes:
-    """The archive's description for this pool. Its numbers stay, so that blocks need not be relabelled."""
+    """The archive's description for this pool. Its numbers stay, so that blocks need not be relabelled.
+
+    A guest that goes on from its memory needs the interfaces it knows, and only a full restore keeps their addresses:
+    it would keep the UUIDs of the VM too, so that they are made new here.
+    """
+    if ova.has_memory:
+        ova.renew()
     ova.set_vm(name_label=found.name, is_a_template=False)
     ova.set_version(*READABLE_BY_ALL)
     for label, network in found.networks.items():
@@ -144,6 +157,18 @@ def _set_macs(client: PoolClient, vm: str, macs: dict[str, str]) -> None:
         client.call(
             "VIF.create", {**kept, "VM": vm, "network": record["network"], "MAC": macs[record["device"]]}
         )
+
+
+def _decide_memory(client: PoolClient, ova: Ova, order: RestoreOrder, name: str) -> None:
+    if order.memory == "discard":
+        memory.discard(ova, name)
+        return
+    if order.macs == "new":
+        raise EngineError(
+            "Could not restore VM %r with its memory and new MAC addresses: the guest goes on with those it knows." % name,
+            "Keep them (macs: keep), or restore it without its memory (memory: discard).",
+        )
+    memory.check_resumable(client, ova, name)
 
 
 def _restored_before(vms: dict[str, dict[str, Any]], name: str, origin: str) -> Optional[str]:

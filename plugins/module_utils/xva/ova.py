@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, Mapping, Optional
+from uuid import uuid4
 
 from .errors import XvaError
 from .values import Scalar, Value, parse_value, render_value
@@ -16,6 +17,7 @@ from .writer import BLOCK, MAX_NUMBER
 
 MAX_OVA_BYTES = 16 * 1024 * 1024  # real ones have less than 1 MiB; memory stays bounded
 NULL = "OpaqueRef:NULL"
+SUSPENDED = "Suspended"
 FIRST_OTHER_LABEL = 10000
 
 _REF = re.compile("Ref:[0-9]{1,15}")
@@ -100,6 +102,33 @@ class Ova:
     def set_vm(self, **fields: Any) -> None:
         """Set fields of the VM's record: texts, booleans, integers, lists or maps of texts."""
         _update(self.vm, **fields)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the VM is suspended and its memory is in the stream."""
+        return self.vm.get("power_state") == SUSPENDED and any(disk.type == "suspend" for disk in self.disks)
+
+    @property
+    def product_version(self) -> str:
+        """The release the archive comes from, such as ``8.3.0``, or empty."""
+        return _text(_struct(self._root.get("version", {}), "version"), "product_version", "")
+
+    def forget_memory(self) -> None:
+        """Make a suspended VM a halted one whose memory is not in the stream."""
+        images = {disk.label for disk in self.disks if disk.type == "suspend"}
+        self.disks = [disk for disk in self.disks if disk.label not in images]
+        self._objects = {label: item for label, item in self._objects.items() if label not in images}
+        self._root["objects"] = list(self._objects.values())
+        self.set_vm(power_state="Halted", suspend_VDI=NULL)
+
+    def renew(self) -> None:
+        """Give the VM and its devices identities of their own, for imports that keep what is in the archive."""
+        for name in ("VM", "VBD", "VIF", "VGPU", "VTPM"):
+            for record in self.records(name).values():
+                _update(record, uuid=str(uuid4()))
+        config = self.vm.get("other_config")
+        if isinstance(config, dict):
+            self.vm["other_config"] = {**config, "mac_seed": str(uuid4())}
 
     def set_version(self, xapi_major: int, xapi_minor: int) -> None:
         """Set the release the archive says it comes from; importers refuse newer ones, 8.2 every other major."""
