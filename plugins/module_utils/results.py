@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,6 +27,17 @@ def require_libraries(module: AnsibleModule, *names: str) -> None:
     for name in names:
         if find_spec(name) is None:
             module.fail_json(msg=missing_required_lib(name), failure={"kind": "MissingLibrary", "library": name})
+
+
+def unwind_on_signals() -> None:
+    """Let a module that is told to end (SIGTERM, SIGHUP) undo what it did, as after an error."""
+
+    def unwind(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough: what is being undone must not be broken off
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, unwind)
 
 
 def fail(module: AnsibleModule, error: Exception, **more: Any) -> NoReturn:

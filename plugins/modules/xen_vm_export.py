@@ -355,6 +355,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     results.require_libraries(module, "cryptography", "zstandard", "xxhash")
+    results.unwind_on_signals()
     try:
         result = to_repository(module) if module.params["repository"] else to_file(module)
     except PROBLEMS as error:

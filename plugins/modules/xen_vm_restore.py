@@ -227,6 +227,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     results.require_libraries(module, "cryptography", "zstandard", "xxhash")
+    results.unwind_on_signals()
     try:
         result = run(module)
     except (*PROBLEMS, OSError) as error:

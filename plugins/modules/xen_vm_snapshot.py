@@ -17,6 +17,7 @@ author:
 extends_documentation_fragment:
   - guestark.xen.connection
   - guestark.xen.vm
+  - guestark.xen.moment
   - guestark.xen.attributes
   - guestark.xen.attributes.actiongroup_all
 attributes:
@@ -41,11 +42,18 @@ options:
     type: str
     choices: [present, absent, reverted]
     default: present
-  method:
-    description: How the VM is brought to the moment. V(normal) is consistent as after a crash.
+  exclude_disks:
+    description:
+      - Disks to leave out, by name, UUID or position on the VM. Needs release 8.3 and O(method=normal) or O(method=offline).
+      - Disks with C([NOBAK]) or C([NOSNAP]) in their name are left out where that is possible, and warned of where it is not.
+    type: list
+    elements: str
+    default: []
+  expires:
+    description:
+      - The snapshot is a run's own and nobody comes back for it after this time, so that the janitor (M(guestark.xen.xen_quiesce)) removes it.
+      - A number with a unit, V(s), V(m), V(h), V(d) or V(w). Without it, the snapshot is kept until somebody removes it.
     type: str
-    choices: [normal]
-    default: normal
 seealso:
   - module: guestark.xen.xen_vm_export
 """
@@ -84,19 +92,63 @@ snapshot:
       description: Name of the snapshot.
       type: str
       sample: before-upgrade
+    method:
+      description: How the VM was brought to the moment. Returned when the snapshot was taken by this module.
+      type: str
+      sample: normal
+    consistency:
+      description: What the snapshot guarantees. Returned when it was taken by this module.
+      type: str
+      sample: crash
+    degraded:
+      description: Why it is less than what was asked for. Returned when it is.
+      type: str
+      sample: "The pool's licence does not allow checkpoints."
+    down_seconds:
+      description: How long the guest was off. Returned when it was.
+      type: float
+      sample: 21.5
+    frozen_seconds:
+      description: How long the guest stood still. Returned when it did.
+      type: float
+      sample: 1.4
+    excluded:
+      description: Disks that are not in it, each with C(uuid), C(name) and C(reason). Returned when there are any.
+      type: list
+      elements: dict
+    time:
+      description: When it was taken, by the pool's clock, RFC 3339.
+      type: str
+      sample: "2026-11-23T01:00:00Z"
 """
 
+from datetime import datetime, timezone
 from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.guestark.xen.plugins.module_utils import arguments, results
-from ansible_collections.guestark.xen.plugins.module_utils.xapi import snapshots
+from ansible_collections.guestark.xen.plugins.module_utils.xapi import moments, snapshots
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.errors import Ambiguous, NotFound, PoolError
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.tasks import call_async
 
-MARK = snapshots.Mark("guestark.xen", "", "", "")  # no point and no expiry: nothing removes it by itself
+
+def mark_of(expires: Optional[str]) -> snapshots.Mark:
+    """The mark of a snapshot that is kept, or that nobody comes back for after ``expires``. Raises ValueError."""
+    if not expires:
+        return snapshots.Mark("guestark.xen", "", "", "")  # no point and no expiry: nothing removes it by itself
+    expiry = datetime.now(timezone.utc) + arguments.duration(expires)
+    return snapshots.Mark("guestark.xen", "", "", results.rfc3339(expiry))
+
+
+def described(client: PoolClient, ref: str) -> dict[str, Any]:
+    """The snapshot as the module returns it."""
+    record = client.call("VM.get_record", ref)
+    taken = datetime.strptime(str(record["snapshot_time"]), "%Y%m%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    moment = moments.Moment.read(record)
+    facts = moment.facts() if moment else {}
+    return {"uuid": record["uuid"], "name": record["name_label"], "time": results.rfc3339(taken), **facts}
 
 
 def find(client: PoolClient, vm: dict[str, Any], name: str) -> Optional[str]:
@@ -115,34 +167,38 @@ def run(client: PoolClient, options: dict[str, Any], check_mode: bool) -> dict[s
     if state == "reverted" and found is None:
         raise NotFound("VM %s has no snapshot named %s." % (vm["name_label"], name), "Name one that it has.")
     changed = state == "reverted" or (found is None) == (state == "present")
+    planned = moments.plan(client, vm, arguments.wish(options)) if state == "present" and found is None else None
     if changed and not check_mode:
-        if state == "present":
-            found = snapshots.take(client, vm["ref"], name, MARK)
+        if planned:
+            found = moments.take(client, planned, name, mark_of(options["expires"]))[0]
         elif state == "reverted":
             call_async(client, "VM.revert", found, subject="VM %s" % vm["name_label"])
         else:
             snapshots.remove(client, str(found))
+    warnings = [*planned.warnings, *(["Degraded: %s" % planned.degraded] if planned.degraded else [])] if planned else []
     if found is None or state == "absent":
-        return {"changed": changed}
-    return {"changed": changed, "snapshot": {"uuid": client.call("VM.get_uuid", found), "name": name}}
+        return {"changed": changed, "warnings": warnings}
+    return {"changed": changed, "warnings": warnings, "snapshot": described(client, found)}
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            **arguments.connection(), **arguments.vm(),
+            **arguments.connection(), **arguments.vm(), **arguments.moment(),
             "snapshot_name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
-            "method": {"type": "str", "choices": ["normal"], "default": "normal"},
+            "exclude_disks": {"type": "list", "elements": "str", "default": []},
+            "expires": {"type": "str"},
         },
         supports_check_mode=True,
         **arguments.VM_RULES,
     )
+    results.unwind_on_signals()
     try:
         with arguments.pool_client(module.params) as client:
             result = run(client, module.params, module.check_mode)
-    except PoolError as error:
+    except (PoolError, ValueError) as error:
         results.fail(module, error)
     module.exit_json(**result)
 

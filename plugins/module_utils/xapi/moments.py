@@ -189,8 +189,7 @@ def judged(wish: Wish, moment: Moment, vm_name: str, power_state: str) -> Moment
 
 def _plain(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[str, Moment]:
     ref = snapshots.take(client, planned.vm["ref"], name, mark, planned.ignored)
-    taken = client.call("VM.get_record", ref)["snapshot_info"].get("power-state-at-snapshot", RUNNING)
-    grade = "cold" if taken == HALTED else "crash"
+    grade = "cold" if _state_at(client, ref) == HALTED else "crash"
     return ref, Moment(planned.method, grade, planned.degraded, excluded=planned.excluded)
 
 
@@ -218,7 +217,9 @@ def _switched_off(client: PoolClient, planned: Plan, name: str, mark: Mark, scop
         raise
     ref = _and_back(client, vm, name, mark, ignored=planned.ignored)
     down = round(time.monotonic() - began, 3)
-    return ref, Moment("offline", "cold" if clean else "crash", down_seconds=down, excluded=planned.excluded)
+    # somebody may have started it in between
+    grade = "cold" if clean and _state_at(client, ref) == HALTED else "crash"
+    return ref, Moment("offline", grade, down_seconds=down, excluded=planned.excluded)
 
 
 def _and_back(
@@ -237,6 +238,11 @@ def _and_back(
                 snapshots.remove(client, ref)
             raise
     return ref
+
+
+def _state_at(client: PoolClient, snapshot: str) -> str:
+    """The power state of the VM when the snapshot was taken."""
+    return str(client.call("VM.get_snapshot_info", snapshot).get("power-state-at-snapshot", RUNNING))
 
 
 _TAKERS = {"normal": _plain, "quiesced": _quiesced, "live_memory": _with_memory, "offline": _switched_off}

@@ -13,6 +13,7 @@ from .rpc import parse_value
 EVENT_SECONDS = 30.0  # how long one event.from waits at most; then the task itself is looked at
 POLL_SECONDS = 1.0
 ENDING_SECONDS = 3.0  # what a cancelled task is given to end before its row is left to the pool
+TASK_MARK = "guestark"  # the first word of the description of tasks that we make
 PATIENCE = 10.0  # seconds for a coordinator to answer where the work is over anyway
 
 Record = dict[str, Any]
@@ -36,7 +37,7 @@ class Task:
 
         ``marks`` go into its description, as ``guestark key=value …``: other_config of a task takes a pool operator.
         """
-        description = " ".join(["guestark", *("%s=%s" % item for item in (marks or {}).items())])
+        description = " ".join([TASK_MARK, *("%s=%s" % item for item in (marks or {}).items())])
         return cls(client, str(client.call("task.create", label, description, safe=True)))
 
     def __enter__(self) -> Task:
