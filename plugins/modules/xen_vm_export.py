@@ -288,12 +288,12 @@ def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
     return point
 
 
-def checked(client: PoolClient, order: BackupOrder) -> dict[str, Any]:
-    """Whether the wish can be met, found without touching the VM. Raises a PoolError when it cannot."""
-    if order.subject.snapshot_uuid:
-        return {}
-    planned = plan(client, order.subject.vm, order.subject.wish)
-    return {"warnings": [*planned.warnings, *(["Degraded: %s" % planned.degraded] if planned.degraded else [])]}
+def warn_of(module: AnsibleModule, client: PoolClient, order: BackupOrder) -> None:
+    """See that the wish can be met, without touching the VM, and warn of what is less. Raises a PoolError."""
+    if not order.subject.snapshot_uuid:
+        planned = plan(client, order.subject.vm, order.subject.wish)
+        for warning in planned.all_warnings:
+            module.warn(warning)
 
 
 def to_repository(module: AnsibleModule) -> dict[str, Any]:
@@ -307,7 +307,8 @@ def to_repository(module: AnsibleModule) -> dict[str, Any]:
             there = store.exists("repository.json")
             recent = find_recent(Repository.open(store), order, signers) if there else None
             if recent is None:
-                return {"changed": True, **checked(client, order)}
+                warn_of(module, client, order)
+                return {"changed": True}
             return {"changed": False, "point": described(order.subject.vm, BackupResult(False, recent))}
         repository = Repository.create_or_open(store)
         progress = Progress(order.subject.vm["name_label"], options["progress_file"])

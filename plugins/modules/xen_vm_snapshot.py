@@ -159,8 +159,9 @@ def find(client: PoolClient, vm: dict[str, Any], name: str) -> Optional[str]:
     return named[0] if named else None
 
 
-def run(client: PoolClient, options: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+def run(module: AnsibleModule, client: PoolClient) -> dict[str, Any]:
     """Bring about the state."""
+    options = module.params
     name, state = options["snapshot_name"], options["state"]
     vm = find_vm(client, name=options["name"], uuid=options["uuid"])
     found = find(client, vm, name)
@@ -168,17 +169,18 @@ def run(client: PoolClient, options: dict[str, Any], check_mode: bool) -> dict[s
         raise NotFound("VM %s has no snapshot named %s." % (vm["name_label"], name), "Name one that it has.")
     changed = state == "reverted" or (found is None) == (state == "present")
     planned = moments.plan(client, vm, arguments.wish(options)) if state == "present" and found is None else None
-    if changed and not check_mode:
+    if changed and not module.check_mode:
         if planned:
             found = moments.take(client, planned, name, mark_of(options["expires"]))[0]
         elif state == "reverted":
             call_async(client, "VM.revert", found, subject="VM %s" % vm["name_label"])
         else:
             snapshots.remove(client, str(found))
-    warnings = [*planned.warnings, *(["Degraded: %s" % planned.degraded] if planned.degraded else [])] if planned else []
+    for warning in planned.all_warnings if planned else ():
+        module.warn(warning)
     if found is None or state == "absent":
-        return {"changed": changed, "warnings": warnings}
-    return {"changed": changed, "warnings": warnings, "snapshot": described(client, found)}
+        return {"changed": changed}
+    return {"changed": changed, "snapshot": described(client, found)}
 
 
 def main() -> None:
@@ -197,7 +199,7 @@ def main() -> None:
     results.unwind_on_signals()
     try:
         with arguments.pool_client(module.params) as client:
-            result = run(client, module.params, module.check_mode)
+            result = run(module, client)
     except (PoolError, ValueError) as error:
         results.fail(module, error)
     module.exit_json(**result)

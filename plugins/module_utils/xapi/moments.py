@@ -116,6 +116,11 @@ class Plan:
     excluded: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def all_warnings(self) -> list[str]:
+        """What must be known of it, also that it is less than what was asked for."""
+        return self.warnings + (["Degraded: %s" % self.degraded] if self.degraded else [])
+
 
 def reach(client: PoolClient, vm: Mapping[str, Any], wish: Wish) -> tuple[str, str]:
     """The best consistency the wished method can reach on a VM, and why it is no more, or empty; nothing is touched."""
