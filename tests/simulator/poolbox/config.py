@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from .world import size_of
+from .world import RESTRICTABLE, guest_of, size_of
 
-RELEASES = ("8.2", "8.3")
+RELEASES = ("8.0", "8.2", "8.3")
+DEVICES = ("pci", "vusb", "vgpu", "vtpm")
 ROLES = ("pool-admin", "pool-operator", "vm-power-admin", "vm-admin", "vm-operator", "read-only")
 STATES = ("Running", "Halted", "Paused", "Suspended")
 MARK = ".simulated-pools"  # in a state folder: lists what beside it was made by this program
@@ -21,12 +22,15 @@ CERTIFICATES = "certificates"
 # place: (required keys, optional keys)
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     "top": ({"pools"}, {"port"}),
-    "pool": ({"hosts", "networks", "srs"}, {"release", "users", "vms"}),
+    "pool": ({"hosts", "networks", "srs"}, {"release", "users", "vms", "restrictions", "suspend_sr"}),
     "user": ({"password"}, {"role"}),
     "network": (set(), {"bridge"}),
     "sr": (set(), {"type", "size", "host"}),
-    "vm": (set(), {"description", "tags", "power_state", "memory", "vcpus", "firmware", "networks", "disks"}),
-    "disk": ({"size"}, {"sr", "name", "image", "tree", "files"}),
+    "vm": (set(), {
+        "description", "tags", "power_state", "memory", "vcpus", "firmware", "networks", "disks", "guest", "tools",
+        "devices", "suspend_sr",
+    }),
+    "disk": ({"size"}, {"sr", "name", "image", "tree", "files", "mirror"}),
 }
 
 
@@ -73,6 +77,10 @@ def _pool(place: str, pool: Any, base: Path) -> None:
     if not isinstance(hosts, list) or not hosts or not networks or not srs:
         raise ConfigError(f"{place}: needs a host, a network and a storage repository at least")
     _one_of(f"{place}: release", str(pool.get("release", "8.3")), RELEASES)
+    for restriction in pool.get("restrictions", []):
+        _one_of(f"{place}: restrictions", restriction, RESTRICTABLE)
+    if pool.get("suspend_sr") is not None:
+        _one_of(f"{place}: suspend_sr", pool["suspend_sr"], srs)
     for name, user in _named(f"{place}: users", pool.get("users", {})).items():
         _keys(f"{place}, user {name}", user, "user")
         _one_of(f"{place}, user {name}: role", user.get("role", ROLES[0]), ROLES)
@@ -91,6 +99,14 @@ def _vm(place: str, vm: Any, networks: dict[str, Any], srs: dict[str, Any], base
     _keys(place, vm, "vm")
     _one_of(f"{place}: power_state", vm.get("power_state", STATES[0]), STATES)
     _size(f"{place}: memory", vm.get("memory", 0))
+    for device in vm.get("devices", []):
+        _one_of(f"{place}: devices", device, DEVICES)
+    if "suspend_sr" in vm:
+        _one_of(f"{place}: suspend_sr", vm["suspend_sr"], srs)
+    try:
+        guest_of(vm.get("guest", {}))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{place}: guest: {vm['guest']!r} is no behaviour of a guest") from error
     for network in vm.get("networks", []):
         _one_of(f"{place}: networks", network, networks)
     for number, disk in enumerate(vm.get("disks", [])):
@@ -99,7 +115,7 @@ def _vm(place: str, vm: Any, networks: dict[str, Any], srs: dict[str, Any], base
         _size(where, disk["size"])
         if "sr" in disk:
             _one_of(f"{where}: sr", disk["sr"], srs)
-        for kind, there in (("image", Path.is_file), ("tree", Path.is_dir)):
+        for kind, there in (("image", Path.is_file), ("tree", Path.is_dir), ("mirror", Path.is_file)):
             if kind in disk and not there(base / str(disk[kind])):
                 raise ConfigError(f"{where}: there is no {kind} {base / str(disk[kind])}")
 

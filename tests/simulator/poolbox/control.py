@@ -15,6 +15,7 @@ from . import clock, guest, ha, sessions, tasks
 from .errors import ApiError
 from .pool import Host, Pool, World
 from .storage import Disk
+from .world import guest_of
 
 STEP = 1 << 20
 
@@ -64,6 +65,10 @@ class Control:
             }
         if path[0] == "vms" and path[3:] == ["write"]:
             return self._write(self.pool(path[1]), path[2], body)
+        if path[0] == "vms" and path[3:] == ["guest"]:
+            pool = self.pool(path[1])
+            pool.guests[self._uuid(pool, path[2])] = guest_of(body)
+            return body
         if path == ["sessions", "expire"]:
             return {name: sessions.expire(pool) for name, pool in self.world.pools.items()}
         if path == ["clock", "advance"]:
@@ -125,11 +130,15 @@ class Control:
             pool.db.changed.notify_all()
         return {"host": host.name, "alive": host.alive}
 
-    def _write(self, pool: Pool, vm: str, body: dict[str, Any]) -> Any:
+    def _uuid(self, pool: Pool, vm: str) -> str:
+        """The UUID of a VM that is named by it, or by its name."""
         refs = pool.db.find("VM", uuid=vm) or pool.db.find("VM", name_label=vm, is_a_snapshot=False)
         if not refs:
             raise Missing(f"there is no VM {vm}")
-        uuid, disk = pool.db.field("VM", refs[0], "uuid"), int(body.get("disk", 0))
+        return str(pool.db.field("VM", refs[0], "uuid"))
+
+    def _write(self, pool: Pool, vm: str, body: dict[str, Any]) -> Any:
+        uuid, disk = self._uuid(pool, vm), int(body.get("disk", 0))
         if "file" in body:
             content = base64.b64decode(body["content_base64"])
             guest.write_file(pool, uuid, disk, body["file"], content)

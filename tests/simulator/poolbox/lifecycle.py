@@ -3,8 +3,11 @@
 """What a VM may be made to do and when: the gatekeeper of xapi_vm_lifecycle.ml, and the power operations."""
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .api import Context, method
 from .database import Database, DateTime
@@ -25,6 +28,8 @@ ANY_STATE = ("snapshot", "revert", "metadata_export", "power_state_reset", "asse
 TOGETHER = ({"clone", "copy", "export"}, {"snapshot", "checkpoint"})
 FOR_TEMPLATES = {"snapshot", "clone", "copy", "export", "destroy", "provision", "metadata_export", "make_into_template"}
 FOR_SNAPSHOTS = {"revert", "clone", "copy", "export", "destroy", "hard_shutdown", "metadata_export"}
+LONGEST_SHUTDOWN = 1200.0  # seconds the pool waits for a guest
+QUIESCE = "snapshot_with_quiesce"
 FREEZING = ("suspend", "checkpoint", "pool_migrate", "migrate_send")
 
 
@@ -55,12 +60,28 @@ def check(db: Database, vm: str, operation: str) -> None:
         raise ApiError("REVERT_ONLY_ALLOWED_ON_SNAPSHOT")
     if record["is_control_domain"]:
         raise ApiError("OPERATION_NOT_ALLOWED", "This operation is not allowed on a control domain")
-    if operation == "snapshot_with_quiesce":
-        raise ApiError("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", vm)
+    if operation == QUIESCE and not _offers_quiesce(db, record):
+        raise ApiError("VM_SNAPSHOT_WITH_QUIESCE_NOT_SUPPORTED", vm, "the guest's tools do not offer it")
+    reason = _told(db, record).get("data-cant-suspend-reason")
+    if operation in ("suspend", "checkpoint") and reason:
+        raise ApiError("VM_NON_SUSPENDABLE", vm, reason)
     if operation in FREEZING and record["attached_PCIs"]:
         raise ApiError("VM_HAS_PCI_ATTACHED", vm)
+    if operation in FREEZING and record["VGPUs"]:
+        raise ApiError("VM_HAS_VGPU", vm)
     if operation in (*FREEZING, "snapshot") and record["VUSBs"]:
         raise ApiError("VM_HAS_VUSBS", vm)
+
+
+def _told(db: Database, record: dict[str, Any]) -> dict[str, str]:
+    """What the tools in a guest tell of it."""
+    metrics = record["guest_metrics"]
+    return dict(db.field("VM_guest_metrics", metrics, "other")) if db.exists("VM_guest_metrics", metrics) else {}
+
+
+def _offers_quiesce(db: Database, record: dict[str, Any]) -> bool:
+    removed = db.model.method("VM." + QUIESCE).removed
+    return not removed and _told(db, record).get("feature-quiesce") == "1"
 
 
 def _check_others(db: Database, vm: str, operation: str, current: dict[str, str]) -> None:
@@ -76,7 +97,7 @@ def _check_others(db: Database, vm: str, operation: str, current: dict[str, str]
 def update_allowed(db: Database, vm: str) -> None:
     """Bring the advisory list of allowed operations up to date."""
     allowed = []
-    for operation in (*STATES, *ANY_STATE):
+    for operation in (*STATES, *ANY_STATE, QUIESCE):
         try:
             check(db, vm, operation)
         except ApiError:
@@ -170,19 +191,50 @@ def start_on(ctx: Context, vm: str, host: str, start_paused: bool, force: bool) 
 
 def _halt(ctx: Context, vm: str, operation: str) -> None:
     with operating(ctx, vm, operation):
-        db = ctx.db
-        image = db.field("VM", vm, "suspend_VDI")
-        if db.exists("VDI", image):
-            ctx.pool.storage.destroy(db.field("VDI", image, "uuid"))
-            db.destroy("VDI", image)
-        db.set("VM", vm, suspend_VDI=NULL)
-        set_halted(db, vm)
+        _stand_still(ctx, vm)
+
+
+def _stand_still(ctx: Context, vm: str) -> None:
+    db = ctx.db
+    image = db.field("VM", vm, "suspend_VDI")
+    if db.exists("VDI", image):
+        ctx.pool.storage.destroy(db.field("VDI", image, "uuid"))
+        db.destroy("VDI", image)
+    db.set("VM", vm, suspend_VDI=NULL)
+    set_halted(db, vm)
 
 
 @method("VM.clean_shutdown")
 def clean_shutdown(ctx: Context, vm: str) -> None:
     """Ask the guest to switch off."""
-    _halt(ctx, vm, "clean_shutdown")
+    with operating(ctx, vm, "clean_shutdown"):
+        _await_guest(ctx, vm)
+        _stand_still(ctx, vm)
+
+
+def _await_guest(ctx: Context, vm: str) -> None:
+    """Wait until the guest has shut down. Who was asked goes on shutting down when nobody waits for it any more."""
+    guest, began, life = ctx.pool.guest(vm), time.monotonic(), ctx.db.field("VM", vm, "domid")
+    seconds = LONGEST_SHUTDOWN if guest.shutdown is None else guest.shutdown
+    while time.monotonic() < began + seconds:
+        if ctx.task and ctx.task.cancelled():
+            left = began + seconds - time.monotonic()
+            if guest.shutdown is not None:
+                late = threading.Timer(left, _obey, (ctx, vm, life))
+                late.daemon = True
+                late.start()
+            ctx.task.check()
+        time.sleep(min(0.05, seconds))
+    if guest.shutdown is None:
+        raise ApiError("VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", vm)
+
+
+def _obey(ctx: Context, vm: str, life: int) -> None:
+    """A guest that shuts down although nobody waits for it."""
+    with ctx.db.lock:
+        if ctx.db.exists("VM", vm) and ctx.db.field("VM", vm, "domid") == life:
+            set_halted(ctx.db, vm)
+            update_allowed(ctx.db, vm)
 
 
 @method("VM.hard_shutdown")
@@ -194,7 +246,10 @@ def hard_shutdown(ctx: Context, vm: str) -> None:
 @method("VM.shutdown")
 def shutdown(ctx: Context, vm: str) -> None:
     """Ask, then pull the plug."""
-    _halt(ctx, vm, "hard_shutdown" if ctx.db.field("VM", vm, "power_state") != RUNNING else "clean_shutdown")
+    if ctx.db.field("VM", vm, "power_state") == RUNNING:
+        clean_shutdown(ctx, vm)
+    else:
+        _halt(ctx, vm, "hard_shutdown")
 
 
 def _reboot(ctx: Context, vm: str, operation: str) -> None:
@@ -233,7 +288,7 @@ def unpause(ctx: Context, vm: str) -> None:
 def resume(ctx: Context, vm: str, start_paused: bool, force: bool) -> None:
     """Go on from the saved memory."""
     with operating(ctx, vm, "resume"):
-        _take_memory(ctx, vm)
+        take_memory(ctx, vm)
         set_running(ctx, vm, state=PAUSED if start_paused else RUNNING)
 
 
@@ -241,11 +296,12 @@ def resume(ctx: Context, vm: str, start_paused: bool, force: bool) -> None:
 def resume_on(ctx: Context, vm: str, host: str, start_paused: bool, force: bool) -> None:
     """Go on from the saved memory, on a host."""
     with operating(ctx, vm, "resume_on"):
-        _take_memory(ctx, vm)
+        take_memory(ctx, vm)
         set_running(ctx, vm, host, PAUSED if start_paused else RUNNING)
 
 
-def _take_memory(ctx: Context, vm: str) -> None:
+def take_memory(ctx: Context, vm: str) -> None:
+    """A guest that goes on has its memory back, and its image goes."""
     image = ctx.db.field("VM", vm, "suspend_VDI")
     if not ctx.db.exists("VDI", image):
         raise ApiError("VM_HAS_NO_SUSPEND_VDI", vm)

@@ -46,9 +46,13 @@ NO_ASYNC = re.compile(
 
 @dataclass(frozen=True)
 class Release:
-    """A release as clients see it. ``package`` is the toolstack's version, ``api`` major and minor of the API."""
+    """A release as clients see it. ``package`` is the toolstack's version, ``api`` major and minor of the API.
+
+    ``codename``: the newest of NAMED_RELEASES that it has.
+    """
 
     name: str
+    codename: str
     package: str
     api: tuple[int, int]
     product_version: str
@@ -58,15 +62,16 @@ class Release:
     def has(self, since: str | None) -> bool:
         """Whether something that came with ``since`` is there."""
         if since is None or since in NAMED_RELEASES:
-            return True
+            return since is None or NAMED_RELEASES.index(since) <= NAMED_RELEASES.index(self.codename)
         numbers = re.fullmatch(r"(\d+)\.(\d+)\.\d+", since)
         ours = tuple(int(part) for part in self.package.split(".")[:2])
         return bool(numbers) and (int(numbers[1]), int(numbers[2])) <= ours or (since == "stockholm_psr" and ours > (2, 0))
 
 
 RELEASES = {
-    "8.2": Release("8.2", "1.249.41", (2, 15), "8.2.1", "3.2.1", "5.603"),
-    "8.3": Release("8.3", "24.19.2", (2, 21), "8.3.0", "3.4.0", "5.779"),
+    "8.0": Release("8.0", "naples", "1.160.1", (2, 13), "8.0.0", "3.0.0", "5.200"),
+    "8.2": Release("8.2", "stockholm", "1.249.41", (2, 15), "8.2.1", "3.2.1", "5.603"),
+    "8.3": Release("8.3", "stockholm", "24.19.2", (2, 21), "8.3.0", "3.4.0", "5.779"),
 }
 
 
@@ -165,7 +170,7 @@ def _class(name: str, raw: dict[str, Any], release: Release) -> Class:
 
 @lru_cache
 def load(release: str) -> Model:
-    """The model of release "8.2" or "8.3"."""
+    """The model of one of RELEASES."""
     raw = json.loads((Path(__file__).parent / "model" / "model.json").read_text(encoding="utf-8"))
     found = RELEASES[release]
     return Model(found, {name: _class(name, item, found) for name, item in raw.items() if found.has(item["since"])})

@@ -45,6 +45,19 @@ class Account:
 
 
 @dataclass
+class Guest:
+    """How a guest behaves. ``shutdown``: seconds it takes to shut down when asked, or None for never.
+
+    ``saving``: seconds that writing its memory takes. ``fails``: what of a checkpoint goes wrong, ``suspend`` or
+    ``resume``, or nothing.
+    """
+
+    shutdown: float | None = 0.0
+    saving: float = 0.0
+    fails: str = ""
+
+
+@dataclass
 class Pool:
     """A pool: its database, disks and hosts. ``coordinator`` is the ref of the host that answers RPC."""
 
@@ -58,6 +71,7 @@ class Pool:
     state_dir: Path = Path()
     # what event.next is to tell a session: from which generation on, which classes
     registered: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    guests: dict[str, Guest] = field(default_factory=dict)  # by UUID; those that are not there do as they are told
     # what a background worker does when a task is to be stopped, by task ref
     on_cancel: dict[str, Callable[[], None]] = field(default_factory=dict)
 
@@ -70,6 +84,10 @@ class Pool:
     def ref(self) -> str:
         """The pool's own row."""
         return self.db.refs("pool")[0]
+
+    def guest(self, vm: str) -> Guest:
+        """How the guest of a VM's ref behaves."""
+        return self.guests.get(self.db.field("VM", vm, "uuid"), Guest())
 
     def host(self, ref: str) -> Host:
         """The host of a ref."""

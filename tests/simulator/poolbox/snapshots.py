@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import time
 import uuid as uuids
 from typing import Any
 
@@ -124,7 +125,7 @@ def remove_vm(ctx: Context, vm: str) -> None:
     db.destroy("VM", vm)
 
 
-def _take(ctx: Context, vm: str, name: str, ignored: set[str], state: str) -> str:
+def _take(ctx: Context, vm: str, name: str, ignored: set[str], state: str, kind: str = "crash_consistent") -> str:
     db = ctx.db
     source = db.get("VM", vm)
     fields = {key: value for key, value in source.items() if key not in OWN} | RESET
@@ -135,7 +136,7 @@ def _take(ctx: Context, vm: str, name: str, ignored: set[str], state: str) -> st
     snapshot = db.create("VM", **fields | {
         "name_label": name, "is_a_snapshot": True, "is_a_template": True, "power_state": state, "snapshot_of": vm,
         "snapshot_time": DateTime.now(), "parent": source["parent"],
-        "snapshot_info": {"power-state-at-snapshot": source["power_state"], "disk-snapshot-type": "crash_consistent"},
+        "snapshot_info": {"power-state-at-snapshot": source["power_state"], "disk-snapshot-type": kind},
         "snapshot_metadata": f"('object' ('class' 'VM') ('uuid' '{source['uuid']}'))",
         "generation_id": _new_generation() if source["generation_id"] else "",
         "metrics": _copy_metrics(ctx, "VM_metrics", source["metrics"]),
@@ -160,6 +161,13 @@ def snapshot(ctx: Context, vm: str, new_name: str, ignore_vdis: Any = ()) -> str
     """Snapshot the disks one after the other."""
     with lifecycle.operating(ctx, vm, "snapshot"):
         return _take(ctx, vm, new_name, set(ignore_vdis), lifecycle.HALTED)
+
+
+@method("VM.snapshot_with_quiesce")
+def snapshot_with_quiesce(ctx: Context, vm: str, new_name: str) -> str:
+    """Snapshot the disks while the guest's tools hold them still; only in old releases."""
+    with lifecycle.operating(ctx, vm, lifecycle.QUIESCE):
+        return _take(ctx, vm, new_name, set(), lifecycle.HALTED, "quiesced")
 
 
 def _suspend_sr(ctx: Context, vm: str) -> str:
@@ -205,16 +213,32 @@ def checkpoint(ctx: Context, vm: str, new_name: str) -> str:
         raise ApiError("LICENCE_RESTRICTION", "Checkpoint")
     with lifecycle.operating(ctx, vm, "checkpoint"):
         state, host = db.field("VM", vm, "power_state"), db.field("VM", vm, "resident_on")
-        image = db.field("VM", vm, "suspend_VDI") if state == lifecycle.SUSPENDED else _save_memory(ctx, vm)
+        if state in (lifecycle.RUNNING, lifecycle.PAUSED):
+            _suspend_for(ctx, vm)
         taken = _take(ctx, vm, new_name, set(), lifecycle.SUSPENDED)
-        if state == lifecycle.SUSPENDED:
-            image = copy_vdi(ctx, image, "snapshot")
-        db.set("VM", taken, suspend_VDI=image)
+        db.set("VM", taken, suspend_VDI=copy_vdi(ctx, db.field("VM", vm, "suspend_VDI"), "snapshot"))
         for vbd in db.field("VM", taken, "VBDs"):  # as they were in the VM, though nothing is attached
             db.set("VBD", vbd, currently_attached=not db.field("VBD", vbd, "empty"))
-        db.set("VM", vm, power_state=state, resident_on=host)
+        before = db.field("VM", taken, "snapshot_info")
+        db.set("VM", taken, snapshot_info=before | {"power-state-at-snapshot": state})
         lifecycle.update_allowed(db, taken)
+        if state != lifecycle.SUSPENDED:
+            if ctx.pool.guest(vm).fails == "resume":
+                raise ApiError("VM_CHECKPOINT_RESUME_FAILED", vm)
+            lifecycle.take_memory(ctx, vm)
+            lifecycle.set_running(ctx, vm, host if ctx.pool.host(host).alive else None, state)
         return taken
+
+
+def _suspend_for(ctx: Context, vm: str) -> None:
+    """Save a guest's memory for a checkpoint."""
+    guest = ctx.pool.guest(vm)
+    if guest.fails == "suspend":
+        raise ApiError("VM_CHECKPOINT_SUSPEND_FAILED", vm)
+    image = _save_memory(ctx, vm)
+    lifecycle.set_halted(ctx.db, vm, lifecycle.SUSPENDED)
+    ctx.db.set("VM", vm, suspend_VDI=image)
+    time.sleep(guest.saving)
 
 
 @method("VM.revert")

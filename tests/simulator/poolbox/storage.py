@@ -104,6 +104,7 @@ class Storage:
         self._directory = directory
         self._lock = threading.RLock()
         self._volumes: dict[str, Volume] = {}
+        self._mirrored: dict[str, Path] = {}
         self._numbers = itertools.count(1)
 
     def __contains__(self, uuid: str) -> bool:
@@ -137,8 +138,23 @@ class Storage:
         finally:
             image.unlink(missing_ok=True)
 
+    def mirror(self, uuid: str, image: Path) -> None:
+        """From now on the disk's content is that of a raw image file, whenever somebody looks."""
+        self._mirrored[uuid] = image
+
+    def _refresh(self, uuid: str) -> None:
+        """Take over what has changed in the image that a disk mirrors; beyond its end the disk keeps what it has."""
+        image = self._mirrored.get(uuid)
+        if image is not None:
+            with self._lock:
+                volume = self._volumes[uuid]
+                volume.handles += 1
+                with Disk(self, volume) as disk:
+                    _write_back(image, disk)
+
     def snapshot(self, source: str, target: str) -> None:
         """Make `target` the content `source` has now; costs neither space nor time. The source may be in use."""
+        self._refresh(source)
         with self._lock:
             volume = self._volumes[source]
             self._add(target, volume.size, volume.layer)
@@ -170,12 +186,14 @@ class Storage:
         """Remove a disk and every layer nobody else needs, at once or when its last handle is closed."""
         with self._lock:
             volume = self._volumes.pop(uuid)
+            self._mirrored.pop(uuid, None)
             volume.doomed = True
             if not volume.handles:
                 self._drop(volume)
 
     def open(self, uuid: str) -> Disk:
         """Open a disk. Raises KeyError when there is none of that uuid."""
+        self._refresh(uuid)
         with self._lock:
             volume = self._volumes[uuid]
             volume.handles += 1

@@ -18,7 +18,7 @@ from .database import Database, DateTime
 from .faults import FaultBook
 from .lifecycle import guest_tools, update_allowed
 from .model import NULL
-from .pool import Account, Host, Pool, World
+from .pool import Account, Guest, Host, Pool, World
 from .storage import Storage
 
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -26,6 +26,7 @@ SM_FEATURES = (
     "SR_PROBE", "SR_UPDATE", "VDI_CREATE", "VDI_DELETE", "VDI_ATTACH", "VDI_DETACH", "VDI_RESIZE", "VDI_CLONE",
     "VDI_SNAPSHOT", "VDI_ACTIVATE", "VDI_DEACTIVATE", "VDI_UPDATE", "VDI_CONFIG_CBT", "VDI_RESET_ON_BOOT",
 )
+RESTRICTABLE = ("cbt", "checkpoint", "vtpm", "zstd_export")
 WITHOUT_CBT = ("iso", "udev", "linstor")
 
 
@@ -81,16 +82,21 @@ class Builder:
         self.pool.coordinator = self.pool.hosts[0].ref
         self.srs = {name: self._sr(name, one) for name, one in self.config["srs"].items()}
         default = self.srs[next(iter(self.config["srs"]))]
+        restricted = self.config.get("restrictions", [])
         self.db.create(
             "pool", name_label=self.name, uuid=stable_uuid(self.name, "pool"), master=self.pool.coordinator,
-            default_SR=default, suspend_image_SR=default, crash_dump_SR=default, cpu_info={"vendor": "GenuineIntel"},
-            restrictions={f"restrict_{one}": "false" for one in ("cbt", "checkpoint", "vtpm", "zstd_export")},
+            default_SR=default, crash_dump_SR=default, cpu_info={"vendor": "GenuineIntel"},
+            suspend_image_SR=self._suspend_sr(self.config.get("suspend_sr", next(iter(self.srs)))),
+            restrictions={f"restrict_{one}": str(one in restricted).lower() for one in RESTRICTABLE},
         )
         self._template()
         for name, one in self.config.get("vms", {}).items():
             self._vm(name, one)
         for sr in self.srs.values():
             space.refresh(self.pool, sr)
+
+    def _suspend_sr(self, name: str | None) -> str:
+        return NULL if name is None else self.srs[name]
 
     def _network(self, name: str, one: dict[str, Any]) -> str:
         number = len(self.db.refs("network"))
@@ -181,8 +187,10 @@ class Builder:
                 "VM_metrics", memory_actual=memory, VCPUs_number=cpus, start_time=DateTime.now(), hvm=True,
                 last_updated=DateTime.now(), current_domain_type="hvm",
             ),
-            guest_metrics=guest_tools(db) if running else NULL,
+            guest_metrics=guest_tools(db) if running and one.get("tools", True) else NULL,
+            suspend_SR=self._suspend_sr(one.get("suspend_sr")),
         )
+        self._behave(vm, uuid, one)
         for number, network in enumerate(one.get("networks", [next(iter(self.networks))])):
             digits = hashlib.sha256(f"{uuid}/{number}".encode()).hexdigest()
             mac = ":".join(["0a", *(digits[place:place + 2] for place in range(0, 10, 2))])
@@ -195,11 +203,28 @@ class Builder:
             self._disk(vm, name, number, disk, running)
         update_allowed(db, vm)
 
+    def _behave(self, vm: str, uuid: str, one: dict[str, Any]) -> None:
+        """How the guest behaves, what its tools tell, and what is plugged into it."""
+        db = self.db
+        self.pool.guests[uuid] = guest_of(one.get("guest", {}))
+        told, metrics = one.get("tools"), db.field("VM", vm, "guest_metrics")
+        if isinstance(told, dict) and metrics != NULL:
+            db.set("VM_guest_metrics", metrics, other=db.field("VM_guest_metrics", metrics, "other") | told)
+        devices = one.get("devices", [])
+        if "pci" in devices:
+            host = self.pool.hosts[0].ref
+            db.set("VM", vm, attached_PCIs=[db.create("PCI", host=host, pci_id="0000:00:02.0", class_name="VGA")])
+        for cls, name in (("VUSB", "vusb"), ("VGPU", "vgpu"), ("VTPM", "vtpm")):
+            if name in devices:
+                db.create(cls, VM=vm)
+
     def _disk(self, vm: str, name: str, number: int, one: dict[str, Any], running: bool) -> None:
         db, size = self.db, size_of(one["size"])
         sr = self.srs[one.get("sr", next(iter(self.srs)))]
         uuid = stable_uuid(self.name, "VDI", name, str(number))
         self._fill(uuid, size, one)
+        if "mirror" in one:
+            self.pool.storage.mirror(uuid, self.base / one["mirror"])
         position = number if number < 3 else number + 1  # 3 is the CD drive's
         vdi = db.create(
             "VDI", uuid=uuid, name_label=one.get("name", f"{name} disk {number}"), SR=sr, virtual_size=size, type="user",
@@ -226,6 +251,17 @@ class Builder:
             shutil.rmtree(tree)
         else:
             storage.create(uuid, size)
+
+
+def guest_of(described: dict[str, Any]) -> Guest:
+    """How a guest behaves, of its description. Raises ValueError or TypeError for what is no behaviour."""
+    shutdown = described.get("shutdown", 0)
+    unknown = set(described) - {"shutdown", "saving", "fails"}
+    if unknown or described.get("fails", "") not in ("", "suspend", "resume"):
+        raise ValueError(f"{described!r} is no behaviour of a guest")
+    return Guest(
+        None if shutdown == "never" else float(shutdown), float(described.get("saving", 0)), described.get("fails", "")
+    )
 
 
 def write_file(path: Path, content: str | dict[str, Any]) -> None:
