@@ -71,7 +71,7 @@ def heal(client: PoolClient, finding: Finding) -> None:
     elif finding.leftover:
         snapshots.remove_leftover(client, finding.leftover)
     else:
-        end(client, finding.ref, adopted=True)
+        end(client, finding.ref, adopted=False)
 
 
 def _held_for(record: Mapping[str, Any], min_age: timedelta) -> bool:

@@ -94,7 +94,7 @@ def take(
     client.call("VM.add_to_other_config", vm_ref, TAKING, mark.intention(name, vm["uuid"]))
     try:
         ref = str(call_async(client, call, *arguments, subject=subject))
-    except OutcomeUnknown:
+    except (OutcomeUnknown, XapiError):  # a checkpoint may fail when its snapshot is there already
         _remove_new(client, vm_ref, name, set(vm["snapshots"]))
         raise
     finally:

@@ -170,7 +170,7 @@ class Builder:
         db = self.db
         uuid, state = stable_uuid(self.name, "VM", name), one.get("power_state", "Running")
         memory, cpus, uefi = size_of(one.get("memory", "1GiB")), int(one.get("vcpus", 2)), one.get("firmware") == "uefi"
-        running = state == "Running"
+        running = state in ("Running", "Paused")
         host = self.pool.hosts[int(uuid[:4], 16) % len(self.pool.hosts)].ref if running else NULL
         variables = base64.b64encode(random.Random(uuid).randbytes(512)).decode()
         vm = db.create(
