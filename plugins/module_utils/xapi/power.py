@@ -44,7 +44,7 @@ class Hold:
 
     ``vm``: its UUID, so that a copy of the note on a clone or a snapshot is none. ``power_state``: what it is to be
     again. ``scope``: id of the repository whose lease the run holds, or empty for a hold that somebody asked for.
-    ``asked``: when the guest was asked in vain to shut down, or empty. Moments are RFC 3339.
+    ``asked``: when the guest was asked to shut down, or empty. Moments are RFC 3339.
     """
 
     vm: str
@@ -85,6 +85,9 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
     ref, subject = vm["ref"], "VM %s" % vm["name_label"]
     problem: Optional[PoolError] = None
     deadline = time.monotonic() + timeout
+    noted = Hold.read(client.call("VM.get_record", ref))
+    if noted:  # written first: who dies in between must not leave a guest that obeys later and stays down
+        _write(client, ref, replace(noted, asked=datetime.now(timezone.utc).strftime(MOMENT)))
     try:
         call_async(client, "VM.clean_shutdown", ref, subject=subject, wait_timeout=timeout)
     except OutcomeUnknown as error:
@@ -100,9 +103,6 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
             if error.code != "VM_BAD_POWER_STATE":  # it shut down at last
                 raise
         return False
-    noted = Hold.read(client.call("VM.get_record", ref))
-    if noted:
-        _write(client, ref, replace(noted, asked=datetime.now(timezone.utc).strftime(MOMENT)))
     raise StillRunning(
         "%s did not shut down within %g s%s" % (subject, timeout, ": %s" % problem.message if problem else "."),
         "Give it more time (shutdown_timeout), look why it does not shut down, or allow hard_shutdown.",
@@ -112,7 +112,7 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
 def give_back(client: PoolClient, ref: str) -> bool:
     """Make a VM again what its note says that it was, and remove the note; whether there was anything to do.
 
-    A guest that was asked in vain to shut down is watched for a while. The note stays where it may still obey later.
+    A guest that was asked to shut down and runs on is watched for a while. The note stays where it may still obey later.
     Raises GuestNotBack; then the note stays too.
     """
     record = client.call("VM.get_record", ref)
@@ -121,7 +121,7 @@ def give_back(client: PoolClient, ref: str) -> bool:
         return False
     subject = "VM %s" % record["name_label"]
     may_obey = bool(noted.asked) and _since(noted.asked) < STILL_ASKED
-    if may_obey and _since(noted.asked) < timedelta(seconds=LATE_SECONDS):
+    if may_obey:
         _becomes_halted(client, ref, time.monotonic() + LATE_SECONDS)
     changed = _bring(client, ref, noted, subject)
     if may_obey and not changed:
