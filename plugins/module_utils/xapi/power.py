@@ -94,15 +94,17 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
         problem = error  # the coordinator went away: the guest may have been asked, or not
     except (TaskTimeout, XapiError) as error:
         problem, deadline = error, 0.0
-    if _becomes_halted(client, ref, deadline):
-        return True
-    if hard:
+    clean = _becomes_halted(client, ref, deadline)
+    if not clean and hard:
         try:
             call_async(client, "VM.hard_shutdown", ref, subject=subject)
         except XapiError as error:
             if error.code != "VM_BAD_POWER_STATE":  # it shut down at last
                 raise
-        return False
+    if clean or hard:
+        if noted:
+            _write(client, ref, noted)
+        return clean
     raise StillRunning(
         "%s did not shut down within %g s%s" % (subject, timeout, ": %s" % problem.message if problem else "."),
         "Give it more time (shutdown_timeout), look why it does not shut down, or allow hard_shutdown.",
