@@ -31,9 +31,12 @@ Subsystem sftp internal-sftp
 
 
 class Sshd:
-    """A running sshd. ``variables`` are what an inventory says of the machine."""
+    """A running sshd. ``variables`` are what an inventory says of the machine.
 
-    def __init__(self, folder: Path, address: str) -> None:
+    ``private``: a folder of its own, in memory, that no other machine of the tests sees.
+    """
+
+    def __init__(self, folder: Path, address: str, private: str = "") -> None:
         folder.mkdir()
         for name in ("host", "user"):
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / f"{name}.key")]
@@ -55,8 +58,13 @@ class Sshd:
             PRIVILEGE_SEPARATION.mkdir(mode=0o755)
         self._log = folder / "sshd.log"
         program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or "sshd"
+        command = [program, "-D", "-e", "-f", str(configuration)]
+        if private:
+            Path(private).mkdir(exist_ok=True)
+            script = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, private, *command]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([program, "-D", "-e", "-f", str(configuration)], stderr=log)
+            self._process = subprocess.Popen(command, stderr=log)
         self._wait(address, port)
 
     def _wait(self, address: str, port: int) -> None:

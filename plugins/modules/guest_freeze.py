@@ -80,7 +80,7 @@ options:
         description: Database to log in to. Without it, V(postgres).
         type: str
       socket:
-        description: Socket of MariaDB.
+        description: Socket of MariaDB, or folder of PostgreSQL's socket.
         type: path
       defaults_file:
         description: File with the client's options for MariaDB, also user and password.

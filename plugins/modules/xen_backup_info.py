@@ -104,6 +104,30 @@ points:
       description: What the point guarantees. Returned when an identity opens the metadata.
       type: str
       sample: crash
+    degraded:
+      description: Why the point is less than what was asked for. Returned when it is.
+      type: str
+      sample: "The pool's licence does not allow checkpoints."
+    down_seconds:
+      description: How long the guest was off for the snapshot. Returned when it was.
+      type: float
+      sample: 21.5
+    frozen_seconds:
+      description: How long the guest, or its file systems, stood still. Returned when they did.
+      type: float
+      sample: 1.4
+    excluded:
+      description: Disks that are not in the point, each with C(uuid), C(name) and C(reason). Returned when there are any.
+      type: list
+      elements: dict
+    group:
+      description: Name of the group of VMs that were frozen together. Returned when there is one.
+      type: str
+      sample: shop
+    skew_seconds:
+      description: How far apart the moments of the group's snapshots are. Returned when there is a group.
+      type: float
+      sample: 0.4
     virtual_bytes:
       description: Size of the VM's disks. Returned when an identity opens the metadata.
       type: int

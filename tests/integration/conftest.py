@@ -49,9 +49,9 @@ class Site:
 
     settings = SETTINGS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Any) -> None:
         self.folder = folder
-        self.simulator = start_simulator(TESTS / "simulator" / "examples" / "test.yml", folder)
+        self.simulator = start_simulator(config, folder)
         self.repository = folder / "repository"
         self.data_key, self.signing_key, self.signers = folder / "data.key", folder / "signing.key", folder / "signers"
         data, signing = self.run(
@@ -212,9 +212,15 @@ class Site:
                 call("VDI.destroy", ref)
 
 
+@pytest.fixture(scope="module", name="config")
+def fixture_config():
+    """The pools of a module's tests; a module may have others."""
+    return TESTS / "simulator" / "examples" / "test.yml"
+
+
 @pytest.fixture(scope="module", name="site")
-def fixture_site(tmp_path_factory):
-    site = Site(tmp_path_factory.mktemp("site"))
+def fixture_site(tmp_path_factory, config):
+    site = Site(tmp_path_factory.mktemp("site"), config)
     yield site
     site.simulator.stop()
 

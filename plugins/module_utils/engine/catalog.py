@@ -96,6 +96,10 @@ def examine(
     return record, meta
 
 
+# what the metadata hold of how the moment was had, where there is something to tell
+OF_THE_MOMENT = ("degraded", "down_seconds", "frozen_seconds", "excluded", "group", "skew_seconds")
+
+
 def describe_point(repository: Repository, record: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:
     """A point as data; with an identity that opens its metadata also names, sizes and consistency."""
     record, meta = examine(repository, record, identities)
@@ -109,5 +113,6 @@ def describe_point(repository: Repository, record: PointRecord, identities: Sequ
             virtual_bytes=sum(disk["virtual_size"] for disk in meta["disks"]),
             stored_bytes=sum(segment["cipher_bytes"] for segment in meta["segments"]),
             read_bytes=meta["stats"]["read_bytes"], seconds=meta["stats"]["seconds"],
+            **{name: meta[name] for name in OF_THE_MOMENT if name in meta},
         )
     return point

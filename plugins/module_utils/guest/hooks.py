@@ -114,8 +114,9 @@ def hook_of(described: Mapping[str, Any]) -> Any:
     if kind == "postgresql":
         psql = _program("psql", "/usr/lib/postgresql/*/bin/psql", "/usr/pgsql-*/bin/psql")
         user = described.get("user") or "postgres"
-        where = [psql, "-X", "-q", "-p", str(described.get("port") or 5432), "-d", described.get("database") or "postgres"]
-        return Hook("postgresql", ["runuser", "-u", user, "--", *where, "-c", "CHECKPOINT"])
+        where = ["-p", str(described.get("port") or 5432), "-d", described.get("database") or "postgres"]
+        host = ["-h", described["socket"]] if described.get("socket") else []
+        return Hook("postgresql", ["runuser", "-u", user, "--", psql, "-X", "-q", *where, *host, "-c", "CHECKPOINT"])
     client = _program("mariadb", "mysql")
     defaults = ["--defaults-file=%s" % described["defaults_file"]] if described.get("defaults_file") else []
     socket = ["--socket=%s" % described["socket"]] if described.get("socket") else []
