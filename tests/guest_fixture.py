@@ -36,8 +36,8 @@ class Guest:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What an inventory says of it."""
-        return self._sshd.variables
+        """What an inventory says of it: also that Ansible's own files would go where nothing can be written when frozen."""
+        return {**self._sshd.variables, "ansible_remote_tmp": str(self.mount / "tmp"), "ansible_pipelining": False}
 
     def is_frozen(self) -> bool:
         """Whether its file system is frozen: freezing it once more is refused then."""
