@@ -72,6 +72,10 @@ docs: venv  ## build the documentation site in .build/docs/site
 demo: venv system  ## back up, lose and restore virtual machines of simulated pools
 	tests/demo/run
 
+.PHONY: demo-consistency
+demo-consistency: venv system  ## back up guests by the four methods
+	$(BIN)/python tests/demo/consistency.py
+
 .PHONY: bench
 bench: venv system  ## measure backup and restore
 	tests/performance/run

@@ -1,24 +1,31 @@
 # Copyright (c) 2026 Guestark contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guests for tests: a real file system in an image that a simulated VM's disk mirrors, on a machine reached over SSH."""
+"""Guests for tests: a real file system in an image that a simulated VM mirrors, on a machine reached over SSH."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 import sshd_fixture
 
 STATE = "/run/guestark"
 KEEPER_SECONDS = 20.0
 
 
+class CannotMount(Exception):
+    """This machine cannot mount a file system through a loop device."""
+
+
 class Guest:
-    """A file system mounted on ``mount``, whose disk is the file ``image``; ``variables`` reach the machine."""
+    """A file system mounted on ``mount``, whose disk is the file ``image``; ``variables`` reach the machine.
+
+    Raises CannotMount.
+    """
 
     def __init__(self, name: str, address: str, size: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"guest-{name}-"))
@@ -31,13 +38,14 @@ class Guest:
         command = ["mount", "-o", "loop", str(self.image), str(self.mount)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"this machine cannot mount a file system through a loop device: {done.stderr.strip()}")
+            raise CannotMount(f"this machine cannot mount a file system through a loop device: {done.stderr.strip()}")
         self._sshd = sshd_fixture.Sshd(self.folder / "sshd", address, STATE)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What an inventory says of it: also that Ansible's own files would go where nothing can be written when frozen."""
-        return {**self._sshd.variables, "ansible_remote_tmp": str(self.mount / "tmp"), "ansible_pipelining": False}
+        own = {"ansible_remote_tmp": str(self.mount / "tmp"), "ansible_python_interpreter": sys.executable}
+        return {**self._sshd.variables, **own, "ansible_pipelining": False}
 
     def is_frozen(self) -> bool:
         """Whether its file system is frozen: freezing it once more is refused then."""

@@ -23,6 +23,7 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(TESTS))
+import guest_fixture  # noqa: E402
 from simulator_fixture import start_simulator  # noqa: E402
 
 SETTINGS = {
@@ -210,6 +211,23 @@ class Site:
                     call("VM.destroy", ref)
             for ref in call("VDI.get_all"):
                 call("VDI.destroy", ref)
+
+
+@pytest.fixture(scope="module", name="make_guest")
+def fixture_make_guest():
+    """Make guests with real file systems; where a machine cannot mount one, the test is skipped and says so."""
+    made: list[guest_fixture.Guest] = []
+
+    def make(name: str, address: str, size: int) -> guest_fixture.Guest:
+        try:
+            made.append(guest_fixture.Guest(name, address, size))
+        except guest_fixture.CannotMount as error:
+            pytest.skip(str(error))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.stop()
 
 
 @pytest.fixture(scope="module", name="config")

@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import guest_fixture
 import pytest
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -21,15 +20,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module", name="guests")
-def fixture_guests():
-    guests: dict[str, guest_fixture.Guest] = {}
-    try:
-        for number, (name, size) in enumerate({"shop": 160 * MIB, "stock": 16 * MIB}.items()):
-            guests[name] = guest_fixture.Guest(name, f"127.0.0.{90 + number}", size)
-        yield guests
-    finally:
-        for guest in guests.values():
-            guest.stop()
+def fixture_guests(make_guest):
+    sizes = {"shop": 160 * MIB, "stock": 16 * MIB}
+    return {name: make_guest(name, f"127.0.0.{90 + number}", size) for number, (name, size) in enumerate(sizes.items())}
 
 
 @pytest.fixture(scope="module", name="config")
