@@ -61,6 +61,10 @@ class Guest:
             time.sleep(0.2)
         return not self.is_frozen()
 
+    def disconnect(self) -> None:
+        """From now on nobody reaches it."""
+        self._sshd.disconnect()
+
     def stop(self) -> None:
         """Unmount it, and let nothing be left."""
         frozen = self.is_frozen()

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -83,3 +85,11 @@ class Sshd:
         """End it. Connections that are open are served to their end by processes of their own."""
         self._process.terminate()
         self._process.wait()
+
+    def disconnect(self) -> None:
+        """End it with all its connections, as when the network goes."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        self.stop()
+        for child in children:
+            for process in (*Path(f"/proc/{child}/task/{child}/children").read_text().split(), child):
+                os.kill(int(process), signal.SIGKILL)

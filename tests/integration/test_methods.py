@@ -50,6 +50,18 @@ def test_a_point_says_how_it_was_had(site, method, consistency):
     assert power_state(site, "web") == "Running"
 
 
+def test_a_guest_runs_again_before_its_disks_are_read(site, wait_until):
+    """However long that takes, it is down for the snapshot only."""
+    site.fault("export", stall_at=1_000_000, seconds=3)
+    command = site.command("xen_vm_export", **site.export_options("web", method="offline"))
+    with subprocess.Popen(command, env=os.environ | site.settings, stdout=subprocess.PIPE, text=True) as run:
+        wait_until(lambda: site.state()["attached"])
+        assert power_state(site, "web") == "Running"
+        output, _errors = run.communicate(timeout=60)
+    point = json.JSONDecoder().raw_decode(output[output.index("> {") + 2:])[0]["point"]
+    assert point["consistency"] == "cold" and point["down_seconds"] < point["seconds"]
+
+
 def test_a_guest_that_stays_down_for_the_whole_backup(site):
     point = site.export("web", method="offline", downtime="backup")["point"]
     assert point["consistency"] == "cold" and point["down_seconds"] > 0 and power_state(site, "web") == "Running"

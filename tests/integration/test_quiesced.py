@@ -27,7 +27,7 @@ def fixture_guests(make_guest):
 
 @pytest.fixture(scope="module", name="config")
 def fixture_config(guests):
-    pool = {"hosts": ["one"], "networks": {"LAN": {}}, "srs": {"Storage": {}}}
+    pool = {"hosts": ["one", "two"], "networks": {"LAN": {}}, "srs": {"Storage": {}}}
     vms = {
         name: {"tags": ["gold"], "disks": [{"size": guest.image.stat().st_size, "mirror": str(guest.image)}]}
         for name, guest in guests.items()
@@ -143,8 +143,37 @@ def test_a_controller_that_is_killed_while_the_guest_is_frozen(site, guests, pro
     assert ended and guests["stock"].is_frozen()
     assert guests["stock"].thaws()
     wait_until(lambda: not site.state()["tasks"])
-    protect(only="stock")  # the next run removes what was left
-    assert site.left_behind("production") == {}
+    assert len(site.state()["snapshots"]) == 1
+    site.one("xen_quiesce", **site.pool("production"), state="released", leftovers=True, min_age="0s")
+    assert site.state()["snapshots"] == []
+    protect(only="stock")
+    site.simulator.control("POST", "/clock/advance", {"seconds": 7200})  # what the dead run left of tasks and sessions
+    site.simulator.control("POST", "/sessions/expire")
+
+
+def test_the_coordinator_changes_while_the_guest_is_frozen(site, guests, protect):
+    """The pool elects another one, and all sessions end, right before the snapshot."""
+    control = site.simulator.ready["control"]
+    elect = ["curl", "-sf", "-X", "POST", f"{control}/pools/production/elect", "-d", json.dumps({"host": "two"})]
+    output = protect(only="stock", guestark_hooks=[{"kind": "command", "before": elect}])
+    assert site.state()["coordinator"] == "two" and "new point" in output and not guests["stock"].is_frozen()
+    assert meta(site, "stock")["consistency"] == "application"
+    site.simulator.control("POST", "/pools/production/elect", {"host": "one"})
+
+
+def test_two_runs_on_one_guest_at_once(site, guests, protect):
+    """The second one is refused by the guest, and disturbs neither the first one nor what it made."""
+    before = len(points(site, "stock"))
+    site.simulator.control("POST", "/faults", {"match": {"call": "VM.snapshot"}, "fault": {"delay": 4}})
+    outputs = []
+    threads = [threading.Thread(target=lambda: outputs.append(protect(only="stock", fails=None))) for _number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    verdicts = sorted("new point" if "new point" in output else "NOT SAFE" for output in outputs)
+    assert verdicts == ["NOT SAFE", "new point"] and any("is frozen already" in output for output in outputs)
+    assert not guests["stock"].is_frozen() and len(points(site, "stock")) == before + 1
 
 
 @pytest.fixture(name="database")
@@ -242,3 +271,17 @@ def test_every_row_committed_before_the_freeze_is_in_the_restored_database(site,
     finally:
         subprocess.run(["umount", str(mount)], check=True)
     site.empty("recovery")
+
+
+def test_the_connection_drops_while_the_guest_is_frozen(site, guests, protect, wait_until):
+    """The machine cannot be reached any more: it thaws by itself, and the run is red."""
+    guest, before = guests["stock"], len(points(site, "stock"))
+    site.simulator.control("POST", "/faults", {"match": {"call": "VM.snapshot"}, "fault": {"delay": 3}})
+    outputs = []
+    thread = threading.Thread(target=lambda: outputs.append(protect(fails=True, only="stock", guestark_max_frozen=6)))
+    thread.start()
+    wait_until(lambda: site.state()["tasks"])
+    guest.disconnect()
+    assert guest.is_frozen() and guest.thaws()
+    thread.join(120)
+    assert outputs and "NOT SAFE" in outputs[0] and len(points(site, "stock")) == before

@@ -39,11 +39,12 @@ NULL = "OpaqueRef:NULL"
 
 @dataclass(frozen=True)
 class Run:
-    """One process tree: wall clock and CPU in seconds, the largest process's resident memory in MiB."""
+    """One process tree: wall clock and CPU in seconds, the largest process's resident memory in MiB, and what it said."""
 
     wall: float
     cpu: float
     memory: float
+    output: bytes = b""
 
 
 def measure(command: list[str], environment: dict[str, str]) -> Run:
@@ -56,7 +57,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)} failed:\n{output.decode(errors='replace')[-4000:]}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
 
 
 def fill(folder: Path, wanted: int) -> None:
@@ -104,7 +105,9 @@ class Bench:
             return {"release": "8.3", "users": {"root": {"password": "secret"}}, "hosts": [host], "networks": {"LAN": {}},
                     "srs": {"Storage": {"type": "ext", "size": "100GiB"}}, **more}
         disk = {"size": size.replace("M", "MiB"), "image": str(image)}
-        return {"pools": {"production": pool("alpha", vms={"files": {"disks": [disk]}}), "recovery": pool("beta")}}
+        small = {"size": "256MiB", "files": {"/data": {"random": {"seed": 1, "size": "100MiB"}}}}
+        vms = {"files": {"disks": [disk]}, "small": {"disks": [small]}}
+        return {"pools": {"production": pool("alpha", vms=vms), "recovery": pool("beta")}}
 
     def keys(self) -> None:
         """A data key, a signing key, and a configuration of curl that keeps the session out of its arguments."""
@@ -172,12 +175,23 @@ class Bench:
             self.destroy(call, snapshot)
         return run
 
-    def backup_with_module(self) -> Run:
+    def backup_with_module(self, vm: str = "files", **how: str) -> Run:
         """Make a restore point."""
         shutil.rmtree(self.folder / "repository", ignore_errors=True)
         return self.module("xen_vm_export", {
-            **self.connection("production"), "name": "files", "repository": str(self.folder / "repository"),
-            "recipients": [self.recipient], "signing_key": str(self.folder / "signing.key")})
+            **self.connection("production"), "name": vm, "repository": str(self.folder / "repository"),
+            "recipients": [self.recipient], "signing_key": str(self.folder / "signing.key"), **how})
+
+    def downtimes(self) -> str:
+        """How long the method offline keeps the guest down, for both VMs and both ways; a table."""
+        lines = [f"{'offline':24}{'read MB':>10}{'seconds':>10}{'down s':>10}"]
+        for downtime in ("snapshot", "backup"):
+            for vm in ("small", "files"):
+                run = self.backup_with_module(vm, method="offline", downtime=downtime)
+                point = json.loads(run.output)["point"]
+                figures = f"{point['read_bytes'] / MB:10.0f}{run.wall:10.1f}{point['down_seconds']:10.2f}"
+                lines.append(f"{'downtime: ' + downtime:24}{figures}")
+        return "\n".join(lines)
 
     def restore_with_tools(self) -> Run:
         """Import what backup_with_tools wrote."""
@@ -268,10 +282,11 @@ def main() -> None:
                     results.setdefault(f"{verb}, {side}", []).append(run)
                     said = f"{run.wall:.1f} s, CPU {run.cpu:.1f} s, {run.memory:.0f} MiB"
                     print(f"round {number + 1}: {verb}, {side}: {said}", flush=True)
+        files = {"tools": [bench.folder / "tools.xva.zst.age"], "module": bench.folder.glob("repository/vm/*/*/*")}
+        stored = {name: sum(path.stat().st_size for path in paths) for name, paths in files.items()}
+        print(bench.downtimes(), end="\n\n")
     finally:
         bench.simulator.stop()
-    files = {"tools": [bench.folder / "tools.xva.zst.age"], "module": bench.folder.glob("repository/vm/*/*/*")}
-    stored = {name: sum(path.stat().st_size for path in paths) for name, paths in files.items()}
     print(report(written_bytes(bench.folder / "disk.img"), results, stored))
     shutil.rmtree(options.folder)
 
