@@ -347,4 +347,3 @@ def _cannot_leave_out(client: PoolClient, method: str, wish: Wish) -> str:
     if [int(part) for part in version if part.isdigit()] < list(IGNORING_DISKS):
         return "this release cannot, releases from 8.3 on can."
     return ""
-

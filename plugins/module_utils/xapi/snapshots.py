@@ -118,12 +118,14 @@ def remove(client: PoolClient, ref: str) -> None:
     XapiError naming what stays, after everything else went.
     """
     try:
-        name = str(client.call("VM.get_name_label", ref))
+        record = client.call("VM.get_record", ref)
         disks = _disks(client, ref)
     except XapiError as error:
         if error.code == "HANDLE_INVALID":
             return
         raise
+    name = record["name_label"]
+    _mark_disks(client, record, disks)
     # the VM goes first: its VBDs would hold the disks
     _destroy(client, "VM", ref, "VM %s" % name)
     stays: list[XapiError] = []
@@ -168,6 +170,15 @@ def remove_leftover(client: PoolClient, leftover: Leftover) -> None:
 
 def _leftover(kind: str, ref: str, record: Mapping[str, Any], mark: Mark) -> Leftover:
     return Leftover(kind, ref, record["uuid"], record["name_label"], record["other_config"].get(VM, ""), mark)
+
+
+def _mark_disks(client: PoolClient, record: Mapping[str, Any], disks: Iterable[str]) -> None:
+    """Mark the disks of a snapshot of ours that were not yet: who dies when the VM is gone must leave them to be found."""
+    inherited = Mark.inherited(record)
+    mark, vm_uuid = (Mark.read(record), record["other_config"].get(VM, "")) if not inherited else inherited
+    for vdi in disks if mark else ():
+        if Mark.read(client.call("VDI.get_record", vdi)) is None:
+            _mark(client, "VDI", vdi, {**mark.config(), VM: vm_uuid})  # type: ignore[union-attr]
 
 
 def _mark(client: PoolClient, kind: str, ref: str, config: Mapping[str, str]) -> None:

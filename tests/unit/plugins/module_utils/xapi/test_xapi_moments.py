@@ -239,7 +239,7 @@ def test_a_copy_of_a_note_is_none(client):
 def test_disks_are_left_out_by_name_and_by_option(client):
     moment, record = take(client, "web", Wish())
     assert [(one["name"], one["reason"]) for one in moment.excluded] == [("scratch [NOBAK]", "[NOBAK]")]
-    assert len([vbd for vbd in record["VBDs"]]) == 2  # the disk that is left, and the CD drive
+    assert len(record["VBDs"]) == 2  # the disk that is left, and the CD drive
     moment, record = take(client, "web", Wish(exclude=["0"]))
     assert [one["reason"] for one in moment.excluded] == ["excluded", "[NOBAK]"]
     with pytest.raises(NotFound, match="no disk 'other'"):

@@ -172,3 +172,32 @@ def test_call_async_leaves_no_task(client, lab):
     ref = call_async(client, "VM.clone", twin["ref"], "copy")
     assert client.call("VM.get_name_label", ref) == "copy"
     snapshots.remove(client, ref)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_disks_that_were_not_marked_yet_are_found_when_their_removal_breaks_off(client, lab, monkeypatch, marked):
+    """A run dies before it has marked the disks, and the next one before it has removed them."""
+    web01 = inventory.find_vm(client, name="web01")
+    client.call("VM.add_to_other_config", web01["ref"], snapshots.TAKING, MARK.intention("half marked", web01["uuid"]))
+    ref = client.call("VM.snapshot", web01["ref"], "half marked")
+    client.call("VM.remove_from_other_config", web01["ref"], snapshots.TAKING)
+    if marked:
+        for key, value in {**MARK.config(), snapshots.VM: web01["uuid"]}.items():
+            client.call("VM.add_to_other_config", ref, key, value)
+        client.call("VM.add_to_other_config", ref, snapshots.OBJECT, client.call("VM.get_uuid", ref))
+    destroy = snapshots._destroy
+
+    def die(the_client, kind, *arguments):
+        destroy(the_client, kind, *arguments)
+        raise KeyboardInterrupt
+
+    (leftover,) = snapshots.leftovers(client, web01["ref"])
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "_destroy", die)
+        with pytest.raises(KeyboardInterrupt):
+            snapshots.remove_leftover(client, leftover)
+    found = snapshots.leftovers(client, web01["ref"])
+    assert [one.kind for one in found] == ["VDI", "VDI"]
+    for one in found:
+        snapshots.remove_leftover(client, one)
+    assert state(lab)["snapshot_vdis"] == 0
