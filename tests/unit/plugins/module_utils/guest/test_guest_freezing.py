@@ -177,7 +177,7 @@ def test_a_freezer_that_dies_half_way(disks, state):
         freeze(disks)
         os._exit(0)
     os.waitpid(child, 0)
-    until(lambda: (state / keeper.LAST).exists())
+    until((state / keeper.LAST).exists)
     result = json.loads((state / keeper.LAST).read_text())
     assert (result["released_by"], result["intact"]) == ("failure", False)
 
