@@ -159,7 +159,7 @@ from ansible_collections.guestark.xen.plugins.module_utils import arguments, res
 from ansible_collections.guestark.xen.plugins.module_utils.xapi import janitor, moments
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.errors import PoolError
-from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm, vm_summary
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.power import HALTED, give_back, hold, stop
 
 
@@ -173,10 +173,11 @@ def quiesce(client: PoolClient, options: dict[str, Any], check_mode: bool) -> di
         hold(client, vm, "offline", "")
         try:
             grade = "cold" if stop(client, vm, wish.shutdown_timeout, wish.hard_shutdown) else "crash"
+            moments.judged(wish, moments.Moment("offline", grade), vm["name_label"], vm["power_state"])
         except BaseException:
             give_back(client, vm["ref"])
             raise
-    return {"changed": changed, "vm": described(client, vm["ref"]), "consistency": grade, "reason": reason}
+    return {"changed": changed, "vm": vm_summary(client, vm["ref"]), "consistency": grade, "reason": reason}
 
 
 def release(client: PoolClient, options: dict[str, Any], min_age: timedelta, check_mode: bool) -> dict[str, Any]:
@@ -196,13 +197,7 @@ def release(client: PoolClient, options: dict[str, Any], min_age: timedelta, che
     if problems:
         raise problems[0]
     result = {"changed": bool(found), "found": [one.facts() for one in found]}
-    return {**result, "vm": described(client, vm["ref"])} if vm else result
-
-
-def described(client: PoolClient, ref: str) -> dict[str, Any]:
-    """The VM as the module returns it."""
-    record = client.call("VM.get_record", ref)
-    return {"uuid": record["uuid"], "name": record["name_label"], "power_state": record["power_state"]}
+    return {**result, "vm": vm_summary(client, vm["ref"])} if vm else result
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.progress impor
 from ansible_collections.guestark.xen.plugins.module_utils.engine.restore import RestoreOrder, plan, restore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
-from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import vm_summary
 
 
 def open_archive(stack: ExitStack, options: dict[str, Any]) -> Archive:
@@ -174,12 +174,6 @@ def open_archive(stack: ExitStack, options: dict[str, Any]) -> Archive:
     repository = Repository.open(PosixStore(options["repository"]))
     record = choose_point(repository, options["vm"], options["point"], arguments.signers(options), identities)
     return stack.enter_context(open_point(repository, record, identities))
-
-
-def describe(client: PoolClient, ref: str) -> dict[str, Any]:
-    """The restored VM as the module returns it."""
-    record = client.call("VM.get_record", ref)
-    return {"uuid": record["uuid"], "name": record["name_label"], "power_state": record["power_state"]}
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -196,13 +190,13 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         found = plan(client, archive, order)
         result = {"changed": found.existing is None, "restored_from": archive.origin, "sr": found.sr_name}
         if found.existing:
-            return {**result, "vm": describe(client, found.existing)}
+            return {**result, "vm": vm_summary(client, found.existing)}
         if module.check_mode:
             return result
         ref = restore(client, archive, order, found, Progress(found.name, options["progress_file"]))
         seconds = round(time.monotonic() - began, 3)
         return {
-            **result, "vm": describe(client, ref), "restored_bytes": archive.stored_bytes, "seconds": seconds,
+            **result, "vm": vm_summary(client, ref), "restored_bytes": archive.stored_bytes, "seconds": seconds,
         }
 
 

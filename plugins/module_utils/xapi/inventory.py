@@ -50,6 +50,12 @@ def find_network(client: PoolClient, name: str) -> tuple[str, Record]:
     return _named_or_uuid(client, "network", name)
 
 
+def vm_summary(client: PoolClient, ref: str) -> dict[str, str]:
+    """What modules return of a VM: uuid, name, power_state."""
+    record = client.call("VM.get_record", ref)
+    return {"uuid": record["uuid"], "name": record["name_label"], "power_state": record["power_state"]}
+
+
 def vm_facts(client: PoolClient, uuids: Optional[Iterable[str]] = None) -> list[Record]:
     """Facts about all guests, or those with the given UUIDs, by name; sizes and memory in bytes.
 

@@ -24,6 +24,7 @@ MOMENT = "%Y-%m-%dT%H:%M:%SZ"
 GIVE_BACK_SECONDS = 60.0  # how long what stands in the way of giving a guest back is waited for
 LATE_SECONDS = 30.0  # a guest that did not shut down in time may do so right after
 STILL_ASKED = timedelta(minutes=20)  # how long a guest may still obey a request to shut down: XAPI's own limit
+ALIVE = timedelta(days=1)  # how long a run may be at work on a guest
 PASSING = frozenset((  # what may be different a moment later
     "OTHER_OPERATION_IN_PROGRESS", "VM_BAD_POWER_STATE", "HOST_NOT_ENOUGH_FREE_MEMORY", "NO_HOSTS_AVAILABLE",
     "HOST_STILL_BOOTING", "TASK_CANCELLED", "VDI_IN_USE",
@@ -32,6 +33,10 @@ PASSING = frozenset((  # what may be different a moment later
 
 class GuestNotBack(PoolError):
     """A guest that ran before could not be made to run again."""
+
+
+class HeldByAnother(PoolError):
+    """Somebody else has a guest switched off or suspended for a backup."""
 
 
 class StillRunning(PoolError):
@@ -70,7 +75,16 @@ class Hold:
 
 
 def hold(client: PoolClient, vm: Mapping[str, Any], method: str, scope: str) -> Hold:
-    """Note on a VM what it is now, before that is changed; ``vm`` is its record with its ``ref``."""
+    """Note on a VM what it is now, before that is changed; ``vm`` is its record with its ``ref``.
+
+    Raises HeldByAnother while another repository's run, or somebody, holds it.
+    """
+    there = Hold.read(client.call("VM.get_record", vm["ref"]))
+    if there and there.scope != scope and there.age < ALIVE:
+        raise HeldByAnother(
+            "VM %s has been held by another run for a backup (%s) since %s." % (vm["name_label"], there.method, there.since),
+            "Wait for that run, or release the VM with xen_quiesce.",
+        )
     noted = Hold(vm["uuid"], vm["power_state"], method, scope, datetime.now(timezone.utc).strftime(MOMENT))
     _write(client, vm["ref"], noted)
     return noted

@@ -281,3 +281,14 @@ def test_the_janitor_removes_what_has_an_expiry_and_nothing_else(client):
     client.call("task.destroy", other)
     snapshots.remove(client, kept)
     snapshots.remove(client, theirs)
+
+
+def test_a_guest_that_another_run_holds_is_left_to_it(client, monkeypatch):
+    web = find_vm(client, name="web")
+    power.hold(client, web, "offline", "another repository")
+    with pytest.raises(power.HeldByAnother, match="held by another run"):
+        take(client, "web", Wish("offline"))
+    assert state_of(client, "web") == "Running" and power.Hold.read(find_vm(client, name="web")).scope == "another repository"
+    assert take(client, "web", Wish())[0].consistency == "crash"
+    monkeypatch.setattr(power, "ALIVE", timedelta(0))
+    assert take(client, "web", Wish("offline"))[0].consistency == "cold"
