@@ -37,20 +37,20 @@ def fixture_config(guests):
 
 @pytest.fixture(name="protect")
 def fixture_protect(site, guests, tmp_path):
-    """Run the playbook; ``about`` are variables of the VMs."""
+    """Run the playbook; ``about`` are variables of the VMs, ``own`` those of single ones."""
     pool = site.pool("production")
     inventory = tmp_path / "production.xen.yml"
     inventory.write_text(json.dumps({
         "plugin": "guestark.xen.pool", "local": True, "ca_path": pool["ca_path"], "hostname": pool["hostname"]}))
 
-    def protect(fails=False, only=None, **about):
+    def protect(fails=False, only=None, own=None, **about):
         settings = {
             "guestark_repository": str(site.repository), "guestark_recipients": [site.recipient],
             "guestark_signing_key": str(site.signing_key), "guestark_max_age": "0s", "guestark_max_frozen": 20, **about}
         hosts = {f"{name}-guest": guest.variables for name, guest in guests.items()}
         hosts |= {name: {
             "guestark_method": "quiesced", "guestark_guest": f"{name}-guest",
-            "guestark_mount_points": [str(guest.mount)], **settings,
+            "guestark_mount_points": [str(guest.mount)], **settings, **(own or {}).get(name, {}),
         } for name, guest in guests.items()}
         second = tmp_path / "guests.yml"
         chosen = {"hosts": {name: {} for name in ([only] if only else guests)}}
@@ -95,6 +95,21 @@ def test_frozen_together_thawed_and_equal(site, guests, protect):
     shown = subprocess.run(["dumpe2fs", "-h", str(image)], capture_output=True, text=True, check=True).stdout
     assert "needs_recovery" not in shown
     site.empty("recovery")
+
+
+def test_a_young_point_is_enough_and_no_guest_is_frozen(site, guests, protect):
+    before = [len(points(site, name)) for name in guests]
+    output = protect(guestark_freeze_group="shop", guestark_max_age="4h")
+    assert output.count(" unchanged ") == 2 and "Freeze the guest" not in output
+    assert [len(points(site, name)) for name in guests] == before
+
+
+def test_if_one_of_a_group_cannot_be_frozen_none_gets_a_point(site, guests, protect):
+    before = [len(points(site, name)) for name in guests]
+    output = protect(fails=True, guestark_freeze_group="shop", own={"stock": {"guestark_mount_points": ["/nowhere"]}})
+    assert output.count(" NOT SAFE ") == 2 and "Nothing is mounted on /nowhere" in output and "Not frozen: stock" in output
+    assert [len(points(site, name)) for name in guests] == before
+    assert not any(guest.is_frozen() for guest in guests.values())
 
 
 def test_a_dead_man_that_fires_makes_no_point_that_claims_more(site, guests, protect):
