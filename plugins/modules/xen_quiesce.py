@@ -16,6 +16,7 @@ description:
     O(state=released) brings it back.
   - With O(leftovers=true) it is the janitor of a pool. What earlier runs left is recognised by our mark alone, shown in check mode, and
     put right.
+  - The role C(vm-power-admin) suffices. Cancelling a task that another user's run left takes C(pool-operator).
 author:
   - Guestark contributors (@guestark)
 extends_documentation_fragment:

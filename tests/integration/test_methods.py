@@ -164,6 +164,20 @@ def test_a_run_that_is_told_to_end_gives_the_guest_back(site, behave, wait_until
     assert power_state(site, "web") == "Running"
 
 
+def test_two_runs_on_one_vm_at_once(site, behave):
+    """The lease lets one after the other, or refuses; what is claimed is true, and the guest runs."""
+    behave("web", shutdown=1)
+    before = site.point_names("web")
+    command = site.command("xen_vm_export", **site.export_options("web", method="offline"))
+    runs = [subprocess.Popen(command, env=os.environ | site.settings, stdout=subprocess.PIPE, text=True) for _number in range(2)]
+    outputs = [run.communicate(timeout=120)[0] for run in runs]
+    results = [json.JSONDecoder().raw_decode(output[output.index("> {") + 2:])[0] for output in outputs]
+    made = [result["point"] for result in results if "point" in result]
+    assert made and all(point["consistency"] == "cold" for point in made)
+    assert all("another" in result["msg"] for result in results if "point" not in result)
+    assert len(site.point_names("web")) == len(before) + len(made) and power_state(site, "web") == "Running"
+
+
 def test_the_janitor_by_its_role(site, tmp_path):
     play = tmp_path / "janitor.yml"
     pool = site.pool("production")

@@ -9,6 +9,7 @@ from typing import Any, Mapping, Optional
 
 from . import snapshots
 from .client import PoolClient
+from .errors import PoolError
 from .inventory import is_guest
 from .power import MOMENT, Hold, give_back
 from .snapshots import Leftover
@@ -72,6 +73,10 @@ def heal(client: PoolClient, finding: Finding) -> None:
         snapshots.remove_leftover(client, finding.leftover)
     else:
         end(client, finding.ref, adopted=False)
+        if finding.ref in client.call("task.get_all"):
+            raise PoolError(
+                "The task %s could not be cancelled." % finding.name, "Another user's task takes the role pool-operator."
+            )
 
 
 def _held_for(record: Mapping[str, Any], min_age: timedelta) -> bool:
