@@ -9,13 +9,17 @@ from datetime import timedelta
 
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.xapi import janitor, moments, power, snapshots
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.errors import NotFound, XapiError
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.moments import Moment, NotReachable, Wish
+from ansible_collections.guestark.xen.plugins.module_utils.xapi.tls import TlsSettings
 from ansible_collections.guestark.xen.tests.simulator_fixture import start_simulator
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xapi.lab import MARK, connect
 
-POOL = {"hosts": ["one", "two"], "networks": {"LAN": {}}, "srs": {"Storage": {"size": "20GiB"}, "Tiny": {"size": "64MiB"}}}
+USERS = {"root": {"password": "secret"}, "backup": {"password": "other", "role": "vm-power-admin"}}
+SRS = {"Storage": {"size": "20GiB"}, "Tiny": {"size": "64MiB"}}
+POOL = {"users": USERS, "hosts": ["one", "two"], "networks": {"LAN": {}}, "srs": SRS}
 DISK = {"size": "4MiB"}
 CONFIG = {"pools": {
     "lab": {**POOL, "vms": {
@@ -85,6 +89,13 @@ def test_what_each_method_reaches(client, wish, grade, kind):
     assert record["power_state"] == kind and state_of(client, "web") == "Running"
     assert (moment.down_seconds is not None) is (wish.method == "offline")
     assert (moment.frozen_seconds is not None) is (wish.method == "live_memory")
+
+
+@pytest.mark.parametrize("method", ["normal", "offline", "live_memory"])
+def test_the_role_vm_power_admin_is_enough(box, client, method):
+    with PoolClient(box.ready["pools"]["lab"]["members"], "backup", "other", TlsSettings(ca_path=box.ready["ca"])) as least:
+        assert take(least, "web", Wish(method))[0].method == method
+        assert janitor.guests(least, timedelta(0)) == janitor.objects(least, timedelta(0)) == []
 
 
 def test_old_releases_quiesce_themselves(box):
