@@ -32,7 +32,8 @@ def fixture_config(guests):
         name: {"tags": ["gold"], "disks": [{"size": guest.image.stat().st_size, "mirror": str(guest.image)}]}
         for name, guest in guests.items()
     }
-    return {"pools": {"production": {**pool, "vms": vms}, "recovery": pool}}
+    old = {"legacy": {"disks": [{"size": 4 * MIB}], "tools": {"feature-quiesce": "1"}}}
+    return {"pools": {"production": {**pool, "vms": vms}, "recovery": pool, "old": {**pool, "release": "8.0", "vms": old}}}
 
 
 @pytest.fixture(name="protect")
@@ -110,6 +111,22 @@ def test_if_one_of_a_group_cannot_be_frozen_none_gets_a_point(site, guests, prot
     assert output.count(" NOT SAFE ") == 2 and "Nothing is mounted on /nowhere" in output and "Not frozen: stock" in output
     assert [len(points(site, name)) for name in guests] == before
     assert not any(guest.is_frozen() for guest in guests.values())
+
+
+def test_an_old_pool_does_it_by_the_guests_tools(site, tmp_path):
+    pool = site.pool("old")
+    uuid = site.simulator.ready["pools"]["old"]["vms"]["legacy"]
+    inventory, play = tmp_path / "inventory.yml", tmp_path / "play.yml"
+    inventory.write_text(json.dumps({"all": {"hosts": {"legacy": {
+        "ansible_connection": "local", "xen_uuid": uuid, "xen_pool_members": pool["hostname"],
+        "guestark_repository": str(site.repository), "guestark_recipients": [site.recipient],
+        "guestark_signing_key": str(site.signing_key), "guestark_quiesce_through": "pool"}}}}))
+    show = {"ansible.builtin.debug": {"var": "backup_quiesced_result.point"}, "name": "Point"}
+    play.write_text(json.dumps([{
+        "hosts": "legacy", "gather_facts": False, "roles": ["guestark.xen.backup_quiesced"], "post_tasks": [show]}]))
+    output = site.playbook("-i", str(inventory), str(play), XENSERVER_PASSWORD=pool["password"],
+                           XENSERVER_CA_PATH=pool["ca_path"], ANSIBLE_INVENTORY_ENABLED="ansible.builtin.yaml")
+    assert "consistency: filesystem" in output and "method: quiesced" in output
 
 
 def test_a_dead_man_that_fires_makes_no_point_that_claims_more(site, guests, protect):

@@ -17,6 +17,7 @@ from ..xapi.moments import Moment, Wish
 from ..xapi.power import HALTED, SUSPENDED, Hold, give_back, hold, stop
 from .progress import Progress
 
+PHASES = {"offline": "shut down, snapshot, start", "live_memory": "snapshot with memory"}
 SNAPSHOT_LIFE = timedelta(days=1)  # hosts end export tasks after a day: nobody comes back later
 
 
@@ -72,7 +73,7 @@ def source_of(
         with _vm_itself(client, subject, progress) as source:
             yield source
         return
-    progress.phase("snapshot")
+    progress.phase(PHASES.get(planned.method, "snapshot"))
     expiry = (datetime.now(timezone.utc) + SNAPSHOT_LIFE).strftime("%Y-%m-%dT%H:%M:%SZ")
     mark = snapshots.Mark(subject.tool.get("name", "guestark"), str(uuid4()), point, expiry)
     ref, moment = moments.take(client, planned, "guestark %s" % point, mark, subject.scope)

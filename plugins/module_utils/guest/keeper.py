@@ -108,8 +108,12 @@ class Keeper:
             self.armed, self.since = time.monotonic(), time.strftime(RFC3339, time.gmtime())
             write(HELD, {"token": self.token, "since": self.since, "mount_points": [one.path for one in self.targets]})
             self._tell({"armed": True, "since": self.since})
-            reason, asker = self._wait(listener)
-            result = self._release(reason)
+            try:
+                reason, asker = self._wait(listener)
+            except Exception as error:  # whatever it is: what is frozen must thaw
+                self.warnings.append("The keeper failed: %s" % error)
+                reason, asker = "failure", None
+            result = self._release(reason, asker)
             os.unlink(path)
         if asker:
             send(asker, {"result": result})
@@ -180,11 +184,11 @@ class Keeper:
                 intact = False
         return intact
 
-    def _release(self, reason: str) -> dict[str, Any]:
+    def _release(self, reason: str, asker: Optional[socket.socket]) -> dict[str, Any]:
         """Thaw, run the hooks that come after, and put down what happened."""
         intact = self._thaw()
         seconds = time.monotonic() - self.armed
-        if reason != "failure" and self.freezer:
+        if self.freezer and asker is not self.freezer:  # it may be freezing still
             self._outlast_freezer()
         self._run_after()
         intact = intact and self.complete and reason == "request"

@@ -182,6 +182,19 @@ def test_a_freezer_that_dies_half_way(disks, state):
     assert (result["released_by"], result["intact"]) == ("failure", False)
 
 
+def test_a_keeper_that_fails_thaws(disks, state, monkeypatch):
+    def fail(_keeper, _listener):
+        time.sleep(0.5)
+        raise RuntimeError("something nobody thought of")
+
+    monkeypatch.setattr(keeper.Keeper, "_wait", fail)
+    with pytest.raises(GuestError):
+        freeze(disks)
+    until((state / keeper.LAST).exists)
+    result = json.loads((state / keeper.LAST).read_text())
+    assert result["released_by"] == "failure" and "nobody thought of" in result["warnings"][0]
+
+
 def test_a_freezer_that_is_late(disks, state):
     """What it freezes after the time was up is thawed too."""
     freeze_one = mounts.freeze
