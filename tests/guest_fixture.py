@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,4 +73,5 @@ class Guest:
             subprocess.run(["fsfreeze", "-u", str(self.mount)], check=True)
         self._sshd.stop()
         subprocess.run(["umount", "-l", str(self.mount)], check=True)
+        shutil.rmtree(self.folder)
         assert not frozen, "the guest was left frozen"

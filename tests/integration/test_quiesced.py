@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -221,6 +222,7 @@ def fixture_database(guests):
     server.sql("create table orders (id bigserial primary key, filler text)")
     yield server
     server.stop()
+    shutil.rmtree(sockets)
 
 
 class Postgres:
@@ -300,8 +302,10 @@ def test_every_row_committed_before_the_freeze_is_in_the_restored_database(site,
             assert acknowledged <= rows
         finally:
             restored.stop()
+            shutil.rmtree(restored.sockets)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+        mount.rmdir()
     site.empty("recovery")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -53,6 +54,7 @@ def fixture_disks():
     yield paths
     for path in paths:
         subprocess.run(["umount", path], check=True)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True, name="state")
@@ -64,6 +66,7 @@ def fixture_state(disks, monkeypatch):
     yield Path(folder)
     until(lambda: not (Path(folder) / keeper.SOCKET).exists())
     assert [path for path in disks if is_frozen(path)] == []
+    shutil.rmtree(folder)
 
 
 def keeper_of(state):

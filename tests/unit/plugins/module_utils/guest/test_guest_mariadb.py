@@ -34,6 +34,7 @@ def fixture_server():
             time.sleep(0.1)
         yield folder
         process.terminate()
+    shutil.rmtree(folder)
 
 
 def client(folder, statement):
