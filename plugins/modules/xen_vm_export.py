@@ -61,6 +61,7 @@ options:
     description:
       - UUID of a snapshot of the VM that was made before, for example by M(guestark.xen.xen_vm_snapshot).
       - It is exported in place of a snapshot of its own and is left where it is.
+      - In check mode it need not exist yet.
     type: str
   freeze:
     description: What M(guestark.xen.guest_freeze) returned when it thawed the guest after O(snapshot) was taken.
@@ -90,6 +91,8 @@ options:
       - Do nothing when a valid restore point younger than this exists.
       - A number with a unit, V(s), V(m), V(h), V(d) or V(w), for example V(90m) or V(1d12h).
       - A point's age counts from the moment its run began.
+      - A point whose consistency is less than what is asked for does not count, unless O(fallback=true). To know it takes
+        O(catalog_identities); without, points count only as long as O(consistency) is not given.
     type: str
   dest:
     description:

@@ -109,6 +109,18 @@ def test_a_point_that_is_less_says_so(site):
     assert any("Degraded" in warning for warning in result["warnings"])
 
 
+def test_a_young_point_that_is_worth_less_is_not_enough(site):
+    catalog = {"catalog_identities": [str(site.data_key)], "max_age": "1h"}
+    site.export("local")
+    same, cold, again, unknown, less = site.run(*(
+        site.task("xen_vm_export", **site.export_options("local", **options)) for options in (
+            {**catalog}, {**catalog, "method": "offline"}, {**catalog, "method": "offline", "consistency": "cold"},
+            {"max_age": "1h", "method": "offline", "consistency": "cold"},
+            {**catalog, "method": "quiesced", "fallback": True})))
+    assert [one["changed"] for one in (same, cold, again, unknown, less)] == [False, True, False, True, False]
+    assert cold["point"]["consistency"] == "cold" and again["point"]["point"] == cold["point"]["point"]
+
+
 def test_a_guest_that_shuts_down_late_runs_again_and_the_run_fails(site, behave):
     behave("web", shutdown=3)
     before = site.point_names()

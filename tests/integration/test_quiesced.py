@@ -104,6 +104,11 @@ def test_a_young_point_is_enough_and_no_guest_is_frozen(site, guests, protect):
     output = protect(guestark_freeze_group="shop", guestark_max_age="4h")
     assert output.count(" unchanged ") == 2 and "Freeze the guest" not in output
     assert [len(points(site, name)) for name in guests] == before
+    # one that is worth less than what is demanded by name is not enough
+    hooks = [{"kind": "command", "before": ["true"]}]
+    demands = {"guestark_consistency": "application", "guestark_hooks": hooks, "guestark_max_age": "4h"}
+    assert "new point" in protect(only="stock", guestark_catalog_identities=[str(site.data_key)], **demands)
+    assert "unchanged" in protect(only="stock", guestark_catalog_identities=[str(site.data_key)], **demands)
 
 
 def test_if_one_of_a_group_cannot_be_frozen_none_gets_a_point(site, guests, protect):

@@ -18,7 +18,7 @@ from ..repository.units import EncodedUnit, encode_block
 from ..source.export_stream import ExportStream, open_export
 from ..xapi.client import PoolClient
 from ..xapi.errors import PoolError
-from ..xapi.moments import Moment
+from ..xapi.moments import SATISFIES, Moment
 from ..xva.ova import OvaDisk
 from ..xva.reader import Block
 from ..xva.writer import BLOCK
@@ -63,14 +63,20 @@ class BackupResult:
 def find_recent(repository: Repository, order: BackupOrder, signers: Optional[AllowedSigners]) -> Optional[PointRecord]:
     """The VM's newest trusted, complete point whose moment is less than ``order.max_age`` ago, or None.
 
-    The moment is when the run that made it began: what was written in the guest since is not in it.
+    The moment is when the run that made it began: what was written in the guest since is not in it. A point that is
+    worth less than the wish demands is not enough, unless the wish allows less. A consistency that is asked for by name
+    must be known, which takes an identity that opens the metadata.
     """
     if not order.max_age:
         return None
-    now = datetime.now(timezone.utc)
+    now, wish = datetime.now(timezone.utc), order.subject.wish
+    demand = "" if wish.fallback else wish.demand(order.subject.vm["power_state"])
+    unknown = "crash" if wish.consistency else demand
     for record in reversed(repository.points(order.subject.vm["uuid"], signers)):
         if record.trusted and timedelta(0) <= now - record.started < order.max_age:
-            if not examine(repository, record, order.catalog)[0].problem:
+            found, meta = examine(repository, record, order.catalog)
+            worth = meta.get("consistency", unknown)
+            if not found.problem and (not demand or demand in SATISFIES[worth]):
                 return record
     return None
 
