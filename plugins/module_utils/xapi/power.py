@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Mapping, Optional
 
@@ -19,7 +19,8 @@ from .snapshots import PREFIX
 from .tasks import PATIENCE, call_async
 
 HALTED, RUNNING, PAUSED, SUSPENDED = "Halted", "Running", "Paused", "Suspended"
-HELD = PREFIX + "held"
+HELD = PREFIX + "held"  # written once, before the guest is touched, and never replaced while it is
+ASKED = PREFIX + "asked"
 MOMENT = "%Y-%m-%dT%H:%M:%SZ"
 GIVE_BACK_SECONDS = 60.0  # how long what stands in the way of giving a guest back is waited for
 LATE_SECONDS = 30.0  # a guest that did not shut down in time may do so right after
@@ -63,7 +64,8 @@ class Hold:
     def read(cls, record: Mapping[str, Any]) -> Optional[Hold]:
         """The note on a VM's record, or None."""
         try:
-            found = cls(**json.loads(record["other_config"].get(HELD, "null")))
+            noted = json.loads(record["other_config"].get(HELD, "null"))
+            found = cls(**noted, asked=record["other_config"].get(ASKED, ""))
         except (TypeError, ValueError):
             return None
         return found if found.vm == record["uuid"] else None
@@ -86,7 +88,8 @@ def hold(client: PoolClient, vm: Mapping[str, Any], method: str, scope: str) -> 
             "Wait for that run, or release the VM with xen_quiesce.",
         )
     noted = Hold(vm["uuid"], vm["power_state"], method, scope, datetime.now(timezone.utc).strftime(MOMENT))
-    _write(client, vm["ref"], noted)
+    facts = {name: value for name, value in asdict(noted).items() if name != "asked"}
+    _write(client, vm["ref"], HELD, json.dumps(facts, sort_keys=True))
     return noted
 
 
@@ -101,7 +104,7 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
     deadline = time.monotonic() + timeout
     noted = Hold.read(client.call("VM.get_record", ref))
     if noted:  # written first: who dies in between must not leave a guest that obeys later and stays down
-        _write(client, ref, replace(noted, asked=datetime.now(timezone.utc).strftime(MOMENT)))
+        _write(client, ref, ASKED, datetime.now(timezone.utc).strftime(MOMENT))
     try:
         call_async(client, "VM.clean_shutdown", ref, subject=subject, wait_timeout=timeout)
     except OutcomeUnknown as error:
@@ -116,8 +119,7 @@ def stop(client: PoolClient, vm: Mapping[str, Any], timeout: float, hard: bool) 
             if error.code != "VM_BAD_POWER_STATE":  # it shut down at last
                 raise
     if clean or hard:
-        if noted:
-            _write(client, ref, noted)
+        client.call("VM.remove_from_other_config", ref, ASKED, safe=True)
         return clean
     raise StillRunning(
         "%s did not shut down within %g s%s" % (subject, timeout, ": %s" % problem.message if problem else "."),
@@ -142,7 +144,8 @@ def give_back(client: PoolClient, ref: str) -> bool:
     changed = _bring(client, ref, noted, subject)
     if may_obey and not changed:
         return False
-    client.call("VM.remove_from_other_config", ref, HELD, safe=True)
+    for key in (ASKED, HELD):
+        client.call("VM.remove_from_other_config", ref, key, safe=True)
     return True
 
 
@@ -205,9 +208,9 @@ def _becomes_halted(client: PoolClient, ref: str, deadline: float) -> bool:
     return True
 
 
-def _write(client: PoolClient, ref: str, noted: Hold) -> None:
-    client.call("VM.remove_from_other_config", ref, HELD, safe=True)
-    client.call("VM.add_to_other_config", ref, HELD, json.dumps(asdict(noted), sort_keys=True))
+def _write(client: PoolClient, ref: str, key: str, value: str) -> None:
+    client.call("VM.remove_from_other_config", ref, key, safe=True)
+    client.call("VM.add_to_other_config", ref, key, value)
 
 
 def _since(moment: str) -> timedelta:

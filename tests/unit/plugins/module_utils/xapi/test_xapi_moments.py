@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 
 import pytest
@@ -239,8 +238,8 @@ def test_somebody_starts_it_in_between(client, box):
 
 def test_a_copy_of_a_note_is_none(client):
     web, off = find_vm(client, name="web"), find_vm(client, name="off")
-    noted = power.hold(client, web, "offline", "")
-    client.call("VM.add_to_other_config", off["ref"], power.HELD, json.dumps({**noted.__dict__}))
+    power.hold(client, web, "offline", "")
+    client.call("VM.add_to_other_config", off["ref"], power.HELD, client.call("VM.get_other_config", web["ref"])[power.HELD])
     assert power.Hold.read(find_vm(client, name="off")) is None
     assert power.give_back(client, off["ref"]) is False and state_of(client, "off") == "Halted"
     assert power.give_back(client, web["ref"]) is True
