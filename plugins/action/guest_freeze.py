@@ -23,5 +23,8 @@ class ActionModule(ActionBase):
         if result.get("skipped"):
             return result
         self._connection._shell.set_option("remote_tmp", MEMORY)
+        for terminal in ("use_tty", "pty"):  # sshd records a session with a terminal in /var/log, which may be frozen
+            if self._connection.has_option(terminal):
+                self._connection.set_option(terminal, False)
         self._task.environment = [*(self._task.environment or []), ENVIRONMENT]
         return self._execute_module(task_vars=task_vars)

@@ -143,7 +143,7 @@ freeze:
       sample: "2026-11-23T01:00:00Z"
     consistency:
       description:
-        - V(application) with hooks, V(filesystem) without.
+        - V(application) with hooks that held what they were to hold, V(filesystem) otherwise.
         - V(crash) when the guest was not frozen until it was asked to thaw.
       type: str
       sample: application

@@ -14,3 +14,7 @@ class GuestError(Exception):
 
     def __str__(self) -> str:
         return "%s %s" % (self.message, self.remedy) if self.remedy else self.message
+
+
+class GuaranteeLost(GuestError):
+    """What a hook was to hold during the freeze may not have been held: the moment is not the application's."""

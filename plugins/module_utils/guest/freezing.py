@@ -19,6 +19,7 @@ from .mounts import Mount
 
 START_SECONDS = 10.0
 LONGEST_FROZEN = 600
+TOO_LATE = "Freezing took longer than max_frozen: the guest has thawed."
 
 
 def targets(mount_points: Sequence[str]) -> list[Mount]:
@@ -26,7 +27,9 @@ def targets(mount_points: Sequence[str]) -> list[Mount]:
     if os.geteuid() != 0:
         raise GuestError("Only root can freeze file systems.", "Let the task become root (become: true).")
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as source:
-        return mounts.chosen(mounts.mounted(source.read()), mount_points)
+        found = mounts.mounted(source.read())
+    seen = [mount for mount in found if mount.kind not in mounts.FREEZABLE or mounts.within_reach(mount)]
+    return mounts.chosen(seen, mount_points)
 
 
 def freeze(
@@ -161,6 +164,8 @@ def _armed(connection: socket.socket, seconds: float) -> str:
 
 def _freeze_all(connection: socket.socket, found: Sequence[Mount], descriptors: Sequence[int]) -> None:
     for target, descriptor in zip(found, descriptors):
+        if not _asked(connection, {"freezing": target.path}).get("go"):
+            raise GuestError(TOO_LATE, "Give it more seconds.")
         try:
             mounts.freeze(descriptor)
         except OSError as error:
@@ -170,13 +175,17 @@ def _freeze_all(connection: socket.socket, found: Sequence[Mount], descriptors: 
             _await_release(connection)
             why = "it is frozen already, by somebody else" if error.errno == errno.EBUSY else error.strerror
             raise GuestError("%s could not be frozen: %s. What was frozen has been thawed." % (target.path, why)) from error
-    keeper.send(connection, {"frozen": True})
+    if not _asked(connection, {"frozen": True}).get("held"):
+        raise GuestError(TOO_LATE, "Give it more seconds.")
+
+
+def _asked(connection: socket.socket, message: dict[str, Any]) -> dict[str, Any]:
+    """The keeper's answer; empty when it gives none."""
+    keeper.send(connection, message)
     try:
-        answer = keeper.receive(connection, START_SECONDS)
+        return keeper.receive(connection, START_SECONDS) or {}
     except TimeoutError:
-        answer = None
-    if not answer or not answer.get("held"):
-        raise GuestError("Freezing took longer than max_frozen: the guest has thawed.", "Give it more seconds.")
+        return {}
 
 
 def _await_release(connection: socket.socket) -> None:

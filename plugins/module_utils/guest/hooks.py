@@ -9,12 +9,14 @@ import select
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Optional, Sequence
 
-from .errors import GuestError
+from .errors import GuaranteeLost, GuestError
 
+MEMORY = "/dev/shm"  # a file system in memory
 LOCKED = "guestark-locked"
 KEPT_OUTPUT = 2000  # characters of a hook's output that are told
 
@@ -59,13 +61,13 @@ class TableLock:
             raise GuestError("Hook %s: the tables were not locked: %s" % (self.name, said.strip() or "no answer in time"))
 
     def release(self, seconds: float) -> None:
-        """Give the lock back. Raises GuestError when the session, and with it the lock, had ended before."""
+        """Give the lock back. Raises GuaranteeLost when the session, and with it the lock, had ended before."""
         if self._client is None:
             return
         said = self._ask("UNLOCK TABLES; SELECT '%s';" % LOCKED, seconds)
         self._end()
         if LOCKED not in said:
-            raise GuestError("Hook %s: the session that held the lock has ended: %s" % (self.name, said.strip()))
+            raise GuaranteeLost("Hook %s: the session that held the lock has ended: %s" % (self.name, said.strip()))
 
     def _ask(self, statement: str, seconds: float) -> str:
         client = self._client
@@ -135,19 +137,20 @@ def _program(*names: str) -> str:
 def _run(name: str, command: Sequence[str], seconds: float) -> None:
     if not command:
         return
-    try:
-        process = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise GuestError("Hook %s: %s cannot be run: %s." % (name, command[0], error.strerror)) from error
-    try:
-        output = process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise GuestError("Hook %s did not end within %g s." % (name, seconds)) from error
-    if process.returncode:
-        said = output.decode("utf-8", "replace").strip()[-KEPT_OUTPUT:]
-        raise GuestError("Hook %s failed with status %d: %s" % (name, process.returncode, said))
+    # into a file, not a pipe: a process that the program leaves behind holds a pipe open for as long as it lives
+    with tempfile.TemporaryFile(dir=MEMORY) as output:
+        try:
+            process = subprocess.Popen(
+                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd="/", start_new_session=True
+            )
+        except OSError as error:
+            raise GuestError("Hook %s: %s cannot be run: %s." % (name, command[0], error.strerror)) from error
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise GuestError("Hook %s did not end within %g s." % (name, seconds)) from error
+        if status:
+            output.seek(-min(output.seek(0, os.SEEK_END), KEPT_OUTPUT), os.SEEK_END)
+            said = output.read().decode("utf-8", "replace").strip()
+            raise GuestError("Hook %s failed with status %d: %s" % (name, status, said))

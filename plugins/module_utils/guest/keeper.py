@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Optional, Sequence
 
 from . import mounts
-from .errors import GuestError
+from .errors import GuaranteeLost, GuestError
 from .mounts import Mount
 
 STATE = "/run/guestark"
@@ -80,9 +80,12 @@ class Keeper:
     hook_timeout: float
     freezer: Optional[socket.socket]
     prepared: list[Any] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)  # what the freezer began to freeze, in that order
     foreign: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     complete: bool = False
+    released: bool = False
+    guaranteed: bool = True
     told_to_end: bool = False
     armed: float = 0.0
     since: str = ""
@@ -91,6 +94,13 @@ class Keeper:
         """Hold until there is a reason to release, and release."""
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            self._hold()
+        except Exception as error:  # whatever it is, the applications do not stay at rest
+            self._tell({"failed": "The guest's keeper failed: %s." % error})
+            self._run_after()
+
+    def _hold(self) -> None:
         try:
             for hook in self.hooks:
                 self.prepared.append(hook)  # a hook that failed half-way is released too
@@ -139,7 +149,7 @@ class Keeper:
             if self.freezer in ready and self._hear_freezer():
                 return "failure", self.freezer
             if listener in ready:
-                asker = self._hear_asker(listener)
+                asker = self._hear_asker(listener, min(left, ANSWER_SECONDS))
                 if asker:
                     return "request", asker
 
@@ -151,18 +161,21 @@ class Keeper:
             if gone:
                 gone.close()
             return not self.complete  # it died before all was frozen: nobody would come
+        if message.get("freezing") and not self.released:
+            self.tried.append(message["freezing"])
+            self._tell({"go": True})
         if message.get("foreign"):
             self.foreign.add(message["foreign"])
-        if message.get("frozen"):
+        if message.get("frozen") and not self.released:
             self.complete = True
             self._tell({"held": True})
         return bool(message.get("release"))
 
-    def _hear_asker(self, listener: socket.socket) -> Optional[socket.socket]:
+    def _hear_asker(self, listener: socket.socket, seconds: float) -> Optional[socket.socket]:
         """Take the question of somebody who connected; the connection, when it is to release this freeze."""
         connection = listener.accept()[0]
         try:
-            message = receive(connection, ANSWER_SECONDS) or {}
+            message = receive(connection, seconds) or {}
         except TimeoutError:
             message = {}
         if message.get("release") and message.get("token") in (None, self.token):
@@ -172,11 +185,17 @@ class Keeper:
         return None
 
     def _thaw(self) -> bool:
-        """Thaw what was frozen, outermost first; whether all of it was frozen until now."""
+        """Thaw what was frozen, outermost first; whether all of it was frozen until now.
+
+        What the freezer never came to is not ours. What it is at last: the kernel lets nobody thaw a file system while
+        it is writing what is dirty there, and the others must not wait for that.
+        """
         intact = True
-        for target, descriptor in reversed(list(zip(self.targets, self.descriptors))):
-            if target.path in self.foreign:
-                continue
+        paths = set(self.tried) - self.foreign
+        ours = [one for one in zip(self.targets, self.descriptors) if one[0].path in paths]
+        if not self.complete:
+            ours = ours[-1:] + ours[:-1]
+        for target, descriptor in reversed(ours):
             try:
                 intact = mounts.thaw(descriptor) and intact
             except OSError as error:
@@ -186,6 +205,7 @@ class Keeper:
 
     def _release(self, reason: str, asker: Optional[socket.socket]) -> dict[str, Any]:
         """Thaw, run the hooks that come after, and put down what happened."""
+        self.released = True
         intact = self._thaw()
         seconds = time.monotonic() - self.armed
         if self.freezer and asker is not self.freezer:  # it may be freezing still
@@ -195,7 +215,7 @@ class Keeper:
         result = {
             "token": self.token, "mount_points": [one.path for one in self.targets], "since": self.since,
             "frozen_seconds": round(seconds, 3), "intact": intact, "released_by": reason, "warnings": self.warnings,
-            "consistency": ("application" if self.hooks else "filesystem") if intact else "crash",
+            "consistency": ("application" if self.hooks and self.guaranteed else "filesystem") if intact else "crash",
             "hooks": [hook.name for hook in self.hooks],
         }
         write(LAST, result)
@@ -214,8 +234,11 @@ class Keeper:
         while self.prepared:
             try:
                 self.prepared.pop().release(self.hook_timeout)
-            except GuestError as error:
+            except GuaranteeLost as error:
+                self.guaranteed = False
                 self.warnings.append(error.message)
+            except (GuestError, OSError) as error:
+                self.warnings.append(str(error))
 
 
 def become_daemon(keeper: Keeper, kept: Sequence[int]) -> NoReturn:

@@ -18,12 +18,13 @@ FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # _IOWR('X', 119, int), _IOWR('X', 12
 
 @dataclass(frozen=True)
 class Mount:
-    """A mounted file system: where, of what type, its device's numbers, and whether it can be written."""
+    """A mounted file system: where, of what type, its device's numbers, whether it can be written, the mount's number."""
 
     path: str
     kind: str
     device: str
     writable: bool
+    number: int = 0
 
 
 def mounted(mountinfo: str) -> list[Mount]:
@@ -36,8 +37,21 @@ def mounted(mountinfo: str) -> list[Mount]:
             continue
         path = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), fields[4])
         options = {*fields[5].split(","), *kind[2].split(",")}
-        found.append(Mount(path, kind[0], fields[2], "ro" not in options))
+        found.append(Mount(path, kind[0], fields[2], "ro" not in options, int(fields[0])))
     return found
+
+
+def within_reach(mount: Mount) -> bool:
+    """Whether its path leads to it: another mount may lie over it or over a folder above it."""
+    try:
+        descriptor = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with open("/proc/self/fdinfo/%d" % descriptor, encoding="ascii") as source:
+            return "mnt_id:\t%d\n" % mount.number in source.read()
+    finally:
+        os.close(descriptor)
 
 
 def chosen(mounts: Sequence[Mount], paths: Sequence[str]) -> list[Mount]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -79,6 +80,10 @@ def keeper_of(state):
         if str(state / keeper.LOCK) in files and int(folder.parent.name) != os.getpid():
             return int(folder.parent.name)
     raise AssertionError("there is no keeper")
+
+
+def the_mount(path):
+    return next(one for one in mounts.mounted(Path("/proc/self/mountinfo").read_text()) if one.path == path)
 
 
 def freeze(disks, seconds=15, **hooks):
@@ -210,6 +215,80 @@ def test_a_freezer_that_is_late(disks, state):
         patch.setattr(mounts, "freeze", slowly)
         with pytest.raises(GuestError, match="longer than max_frozen"):
             freeze(disks, seconds=1)
+
+
+def test_what_was_not_come_to_is_not_thawed(disks):
+    """Somebody else froze the one that is left; it is not ours, whyever the freeze ends before."""
+    for path in disks:
+        subprocess.run(["fsfreeze", "-f", path], check=True)
+    with pytest.raises(GuestError, match="by somebody else"):
+        freeze(disks)
+    assert [is_frozen(path) for path in disks] == [True, True]
+    subprocess.run(["fsfreeze", "-u", disks[1]], check=True)
+    freeze_one = mounts.freeze
+
+    def slowly(descriptor):
+        time.sleep(1.5)
+        freeze_one(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mounts, "freeze", slowly)
+        with pytest.raises(GuestError, match="longer than max_frozen"):
+            freeze(disks, seconds=1)
+    assert is_frozen(disks[0])
+    subprocess.run(["fsfreeze", "-u", disks[0]], check=True)
+
+
+def test_a_keeper_that_fails_before_the_freeze_runs_what_comes_after(disks, tmp_path, monkeypatch):
+    def fails(*_arguments):
+        raise OSError("no space")
+
+    monkeypatch.setattr(keeper, "write", fails)
+    log = tmp_path / "log"
+    with pytest.raises(GuestError, match="no space. Nothing was frozen"):
+        freeze(disks, before=["true"], after=["touch", str(log)])
+    until(log.exists)
+    (Path(keeper.STATE) / keeper.SOCKET).unlink()
+
+
+def test_who_connects_and_says_nothing_puts_nothing_off(disks, state):
+    freeze(disks, seconds=1)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(str(state / keeper.SOCKET))
+        until(lambda: not freezing.is_frozen())
+    assert json.loads((state / keeper.LAST).read_text())["frozen_seconds"] < keeper.ANSWER_SECONDS
+
+
+def test_a_hook_may_leave_a_process_behind(disks):
+    frozen = freeze(disks, before=["sh", "-c", "setsid sleep 8 & true"])
+    assert freezing.thaw(frozen["token"])[1]["intact"]
+
+
+def test_a_lock_that_was_lost_is_not_the_applications_moment(disks, tmp_path, monkeypatch):
+    client = tmp_path / "mariadb"
+    client.write_text("#!/bin/sh\nread -r line; echo guestark-locked; read -r line; exit 1\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    frozen = freezing.freeze(disks, [{"kind": "mariadb"}], 15, 5)
+    result = freezing.thaw(frozen["token"])[1]
+    assert (result["intact"], result["consistency"]) == (True, "filesystem") and "has ended" in result["warnings"][0]
+
+
+def test_a_mount_that_is_out_of_reach_is_left_out(disks):
+    hidden = Path(disks[0]) / "hidden"
+    hidden.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", disks[1], str(hidden)], check=True)
+    try:
+        mount = the_mount(str(hidden))
+        assert mounts.within_reach(mount)
+        subprocess.run(["mount", "-t", "tmpfs", "none", disks[0]], check=True)
+        try:
+            assert not mounts.within_reach(mount)
+            assert str(hidden) not in [target.path for target in freezing.targets([])]
+        finally:
+            subprocess.run(["umount", disks[0]], check=True)
+    finally:
+        subprocess.run(["umount", str(hidden)], check=True)
 
 
 @pytest.mark.parametrize("seconds", [0, 601])
