@@ -76,6 +76,10 @@ points:
       description: V(full) or V(incremental).
       type: str
       sample: full
+    reason:
+      description: Why the point is a full one. Returned where an identity opens the metadata of such a point.
+      type: str
+      sample: it is the VM's first restore point
     started:
       description: Moment from which the point's age counts, RFC 3339.
       type: str

@@ -160,9 +160,13 @@ point:
       type: str
       sample: web01
     kind:
-      description: What was read and stored for the point.
+      description: What was stored for the point, C(full) or C(incremental). To know what changed, everything is read.
       type: str
-      sample: full
+      sample: incremental
+    reason:
+      description: Why the point is a full one. Returned when this task made one.
+      type: str
+      sample: it is the VM's first restore point
     method:
       description: How the VM was brought to the moment. Returned when the point was made by this task.
       type: str
@@ -286,6 +290,7 @@ def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
         stats = meta["stats"]
         point.update(
             read_bytes=stats["read_bytes"], stored_bytes=result.stored_bytes, seconds=stats["seconds"],
+            **({"reason": meta["reason"]} if "reason" in meta else {}),
             **(result.moment.facts() if result.moment else {}),
         )
     return point

@@ -50,7 +50,9 @@ class PointArchive:
     def __init__(self, record: PointRecord, reader: PointReader) -> None:
         self.origin = str(record.point)
         self.ova = Ova.parse(reader.ova_xml)
-        self.stored_bytes = sum(disk["units_written"] for disk in reader.meta["disks"]) * BLOCK
+        self.stored_bytes = BLOCK * sum(
+            disk.get("units_needed", disk["units_written"]) for disk in reader.meta["disks"]
+        )
         self._reader = reader
 
     def units(self) -> Iterator[bytes]:

@@ -7,27 +7,24 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from ..age.sshsig import AllowedSigners
 from ..repository.lease import Lease
 from ..repository.point_writer import PointWriter, WriterKeys
 from ..repository.record import PointRecord
 from ..repository.repository import Repository
-from ..repository.units import EncodedUnit, encode_block
-from ..source.export_stream import ExportStream, open_export
+from ..source.export_stream import open_export
 from ..xapi.client import PoolClient
 from ..xapi.errors import PoolError
 from ..xapi.moments import SATISFIES, Moment
-from ..xva.ova import OvaDisk
-from ..xva.reader import Block
-from ..xva.writer import BLOCK
-from .archive import check_block
+from ..xva.ova import Ova, OvaDisk
+from .blocks import Unchanged, all_blocks, changed_blocks
 from .capture import Source, Subject, heal, source_of
 from .catalog import examine
+from .chain import FIRST_POINT, Found, chain_labels, find_base, leaves_nothing_out
 from .description import canonical_labels, description_of
 from .errors import naming
-from .pipeline import ordered
 from .progress import Progress
 
 
@@ -100,55 +97,54 @@ def back_up(
         repository.sweep(lease)
         subject = heal(client, replace(order.subject, scope=repository.id), warnings)
         order = replace(order, subject=subject)
+        pool_uuid = _describe_pool(client)["pool_uuid"]
+        chain = find_base(repository, vm["uuid"], pool_uuid, keys, signers, order.catalog)
+        if chain.base:
+            stack.enter_context(chain.base)
         point = stack.enter_context(repository.new_point(vm["uuid"], keys, signers=signers))
         with source_of(client, subject, str(point.point), progress, warnings) as source:
-            record = _export(client, point, order, source, progress, warnings)
+            record = _export(client, point, order, source, chain, progress, warnings)
     if source.moment.degraded:
         warnings.append("Degraded: %s" % source.moment.degraded)
     return BackupResult(True, record, point.metadata, source.moment, point.stored_bytes, warnings)
 
 
-def blocks_of(
-    stream: ExportStream, labels: dict[str, str], progress: Progress
-) -> Iterator[tuple[str, int, EncodedUnit]]:
-    """Encode an export's blocks on all cores: (label in the archive, number, unit), in order, each checked."""
-
-    def encode(block: Block) -> tuple[Block, EncodedUnit]:
-        check_block(block)
-        return block, encode_block(
-            labels[block.label], block.offset // BLOCK, block.data, block.checksum_kind, block.checksum
-        )
-
-    before = _offsets(stream.ova.disks)
-    total = sum(disk.virtual_size for disk in stream.ova.disks)
-    for block, unit in ordered(stream.blocks(), encode):
-        yield labels[block.label], block.offset // BLOCK, unit
-        progress.advance(before[block.label] + block.offset + unit.plain_len, total)
-
-
 def _export(
-    client: PoolClient, point: PointWriter, order: BackupOrder, source: Source, progress: Progress, warnings: list[str]
+    client: PoolClient, point: PointWriter, order: BackupOrder, source: Source, chain: Found, progress: Progress,
+    warnings: list[str],
 ) -> PointRecord:
     began, read = time.monotonic(), 0
     vm = order.subject.vm
     record = client.call("VM.get_record", source.ref)
     origins = _origins(client, record)
     with open_export(client, source.ref, order.stall_timeout, vm["name_label"], source.memory) as stream:
-        labels = canonical_labels(stream.ova)
-        point.put_ova(description_of(stream.ova, labels, vm))
+        labels, chain = _labels(stream.ova, origins, chain)
+        point.put_ova(description_of(stream.ova, labels, vm), chain.base)
         progress.phase("export")
-        for label, number, unit in blocks_of(stream, labels, progress):
-            point.put_block(label, number, unit)
-            read += unit.plain_len
+        kind = chain.base.meta["checksums"] if chain.base else ""
+        outs = (
+            changed_blocks(stream, labels, progress, chain.base, kind) if chain.base else all_blocks(stream, labels, progress)
+        )
+        for out in outs:
+            if isinstance(out.unit, Unchanged):
+                point.keep_block(out.label, out.number, out.unit.digest)
+            else:
+                point.put_block(out.label, out.number, out.unit)
+            read += out.read
         disks = [_describe_disk(disk, labels[disk.label], origins) for disk in stream.ova.disks]
     if not disks:
         warnings.append("The VM has no disk of its own: the point holds its description alone.")
+    warnings += chain.problems
+    if not chain.base and chain.reason != FIRST_POINT:
+        warnings.append("Everything was read and stored again: %s." % chain.reason)
     progress.phase("commit")
     return point.commit({
         "vm": {name: vm[name] for name in ("uuid", "name_label", "name_description", "tags")}
         | {"power_state": source.power_state},
         "host": _describe_pool(client),
         **source.moment.facts(),
+        **({} if chain.base else {"reason": chain.reason}),
+        "checksums": kind or stream.checksum_kind,
         "snapshot_uuid": record["uuid"],
         "snapshot_time": str(record["snapshot_time"]),
         "disks": disks,
@@ -156,6 +152,17 @@ def _export(
         "warnings": warnings,
         "stats": {"read_bytes": read, "seconds": round(time.monotonic() - began, 3)},
     })
+
+
+def _labels(ova: Ova, origins: Mapping[str, str], chain: Found) -> tuple[dict[str, str], Found]:
+    """The disks' labels in the archive; and the chain, without its base where this VM cannot be laid over it."""
+    if chain.base:
+        uuids = {disk.label: origins.get(disk.vdi_uuid, disk.vdi_uuid) for disk in ova.disks}
+        labels = chain_labels(ova.disks, uuids, chain.base)
+        if labels and not leaves_nothing_out(ova.disks, labels):
+            return labels, chain
+        chain = replace(chain, base=None, reason="its first disk is smaller than 1 MiB" if labels else "labels ran out")
+    return canonical_labels(ova), chain
 
 
 def _origins(client: PoolClient, snapshot: dict[str, Any]) -> dict[str, str]:
@@ -184,12 +191,3 @@ def _describe_pool(client: PoolClient) -> dict[str, str]:
         "host_uuid": coordinator["uuid"],
         "version": coordinator["software_version"].get("product_version", ""),
     }
-
-
-def _offsets(disks: list[OvaDisk]) -> dict[str, int]:
-    """Where each disk begins when all are laid one behind the other."""
-    offsets, total = {}, 0
-    for disk in disks:
-        offsets[disk.label] = total
-        total += disk.virtual_size
-    return offsets

@@ -97,7 +97,7 @@ def examine(
 
 
 # what the metadata hold of how the moment was had, where there is something to tell
-OF_THE_MOMENT = ("degraded", "down_seconds", "frozen_seconds", "excluded", "group", "skew_seconds")
+OF_THE_MOMENT = ("reason", "degraded", "down_seconds", "frozen_seconds", "excluded", "group", "skew_seconds")
 
 
 def describe_point(repository: Repository, record: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from ..xapi.client import PoolClient
 from ..xva.reader import Block
 from ..xva.writer import BLOCK, END, block_unit, ova_unit
 from .archive import check_block
-from .backup import BackupOrder, blocks_of
+from .backup import BackupOrder
+from .blocks import all_blocks
 from .capture import source_of
 from .description import canonical_labels, description_of
 from .errors import EngineError, naming
@@ -61,8 +62,8 @@ def export_file(
 def _compressed(stream: ExportStream, vm: dict[str, Any], progress: Progress) -> Iterator[bytes]:
     labels = canonical_labels(stream.ova)
     yield encode_ova(description_of(stream.ova, labels, vm))
-    for _label, _number, unit in blocks_of(stream, labels, progress):
-        yield unit.frame
+    for out in all_blocks(stream, labels, progress):
+        yield out.unit.frame
     yield encode_end()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import re
 import struct
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Iterator, NamedTuple, Sequence
 from uuid import UUID
 
 from ..age.keys import X25519Identity
-from ..age.stream import AgeReader, AgeWriter
+from ..age.stream import AgeRangeReader, AgeWriter
 from ..xva.writer import BLOCK
 from .errors import PointDamaged
 from .posix import Scratch
@@ -33,7 +34,7 @@ SHORT = 1 << 30
 MOST_DISKS = 4096
 MOST_SEGMENTS = 1 << 20
 
-_BATCH = RECORD.size * 4096
+_BATCH = RECORD.size * 1024  # each of a hundred layers may hold one in memory
 _PIECE = 1024 * 1024
 _LABEL = re.compile(r"Ref:\d{1,12}", re.ASCII)
 
@@ -87,19 +88,23 @@ class IndexWriter:
         self.count = 0
 
     def add(self, record: IndexRecord) -> None:
-        """Append a record; they come disk by disk in ascending order."""
+        """Append a record; they come disk by disk, those of a disk in ascending order."""
         flags = (ZERO if record.zero else 0) | (SHORT if record.short else 0)
         self._waiting += RECORD.pack(record.number, record.length | flags, record.offset, record.digest)
         self.count += 1
         if len(self._waiting) >= _BATCH:
             self._flush()
 
-    def finish(self, out: Any, disks: Sequence[IndexDisk], segments: Sequence[IndexSegment]) -> None:
-        """Write the whole index to ``out``, which is anything with ``write``."""
+    def finish(
+        self, out: Any, disks: Sequence[IndexDisk], segments: Sequence[IndexSegment], order: Sequence[str]
+    ) -> None:
+        """Write the whole index to ``out``, which is anything with ``write``.
+
+        ``order``: labels of the disks as their records came, which need not be the order of ``disks``.
+        """
         self._flush()
         self._spool.close()
-        records = AgeReader(self._scratch.reading(), [self._identity])
-        hasher = hashlib.sha256()
+        records = AgeRangeReader(self._scratch.reading(), [self._identity])
         tables = [HEADER.pack(MAGIC, HEADER.size, RECORD.size, SHA256, BLOCK, len(disks), len(segments), 0, self.count)]
         for disk in disks:
             label = disk.label.encode("ascii")
@@ -110,11 +115,10 @@ class IndexWriter:
             tables.append(
                 SEGMENT.pack(segment.first_offset, segment.plain_len, segment.cipher_len, segment.sha256)
             )
-        piece = b"".join(tables)
-        while piece:
+        hasher = hashlib.sha256()
+        for piece in itertools.chain([b"".join(tables)], _pieces(records, disks, order)):
             hasher.update(piece)
             out.write(piece)
-            piece = records.read(_PIECE)
         out.write(hasher.digest())
 
     def close(self) -> None:
@@ -127,48 +131,47 @@ class IndexWriter:
 
 
 class IndexReader:
-    """Reads an index from ``stream`` (anything with ``read``). PointDamaged wherever it breaks a rule of the format.
+    """Reads an index from ``source``, which has ``size`` and ``read_at(offset, length)``.
 
-    ``disks`` and ``segments`` are read at once; ``records()`` may be walked once.
+    PointDamaged wherever it breaks a rule of the format. ``disks`` and ``segments`` are read at once. Whoever walks the
+    records of all disks in their order has had the index's own checksum compared at the end.
     """
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, source: Any) -> None:
+        self._source = source
         self._hasher = hashlib.sha256()
+        self._hashed = 0
         self._read_tables()
+        self._check_end()
 
-    def records(self) -> Iterator[tuple[IndexDisk, IndexRecord]]:
-        """Yield every block in the order of the archive; at the end the index's own checksum has been compared."""
-        rules = _Rules(self.segments)
-        for disk in self.disks:
-            rules.begin(disk)
-            remaining = disk.n_records
-            while remaining:
-                batch = self._exactly(min(remaining * RECORD.size, _BATCH))
-                remaining -= len(batch) // RECORD.size
-                for number, length, offset, digest in RECORD.iter_unpack(batch):
-                    record = IndexRecord(
-                        number, offset, length & (SHORT - 1), bool(length & ZERO), bool(length & SHORT), digest
-                    )
-                    rules.check(record)
-                    yield disk, record
-        expected = self._hasher.digest()
-        if not hmac.compare_digest(self._exactly(len(expected)), expected) or self._stream.read(1):
-            raise PointDamaged("The index does not fit its checksum.")
+    def records(self, disk: IndexDisk) -> Iterator[IndexRecord]:
+        """Yield the blocks of one of ``disks``, ascending."""
+        rules = _Rules(disk, self.segments)
+        at, end = (self._tables + RECORD.size * count for count in (disk.first_record, disk.first_record + disk.n_records))
+        while at < end:
+            batch = self._exactly(at, min(end - at, _BATCH))
+            at += len(batch)
+            for number, length, offset, digest in RECORD.iter_unpack(batch):
+                record = IndexRecord(
+                    number, offset, length & (SHORT - 1), bool(length & ZERO), bool(length & SHORT), digest
+                )
+                rules.check(record)
+                yield record
+        self._check_end()
 
     def _read_tables(self) -> None:
         magic, header_len, record_len, digest, unit, n_disks, n_segments, _reserved, self.n_records = HEADER.unpack(
-            self._exactly(HEADER.size)
+            self._exactly(0, HEADER.size)
         )
         if (magic, record_len, digest, unit) != (MAGIC, RECORD.size, SHA256, BLOCK) or header_len < HEADER.size:
             raise PointDamaged("The index is not one this version reads.")
         if n_disks > MOST_DISKS or n_segments > MOST_SEGMENTS:
             raise PointDamaged("The index claims %d disks and %d segments." % (n_disks, n_segments))
-        self._exactly(header_len - HEADER.size)
-        self.disks = [_disk(fields) for fields in DISK.iter_unpack(self._exactly(n_disks * DISK.size))]
-        self.segments = [
-            IndexSegment(*fields) for fields in SEGMENT.iter_unpack(self._exactly(n_segments * SEGMENT.size))
-        ]
+        self._exactly(HEADER.size, header_len - HEADER.size)
+        tables = self._exactly(header_len, n_disks * DISK.size + n_segments * SEGMENT.size)
+        self._tables = header_len + len(tables)
+        self.disks = [_disk(fields) for fields in DISK.iter_unpack(tables[:n_disks * DISK.size])]
+        self.segments = [IndexSegment(*fields) for fields in SEGMENT.iter_unpack(tables[n_disks * DISK.size:])]
         labels = [disk.label for disk in self.disks]
         counted = 0
         for disk in self.disks:
@@ -183,27 +186,33 @@ class IndexReader:
                 raise PointDamaged("The index's segments do not follow each other.")
             end += segment.plain_len
 
-    def _exactly(self, length: int) -> bytes:
-        parts = []
-        while length:
-            part = self._stream.read(length)
-            if not part:
-                raise PointDamaged("The index is cut short.")
-            self._hasher.update(part)
-            parts.append(part)
-            length -= len(part)
-        return b"".join(parts)
+    def _exactly(self, at: int, length: int) -> bytes:
+        if at + length > self._source.size:
+            raise PointDamaged("The index is cut short.")
+        data: bytes = self._source.read_at(at, length)
+        if at == self._hashed:
+            self._hasher.update(data)
+            self._hashed += length
+        return data
+
+    def _check_end(self) -> None:
+        """Compare the checksum when everything before it has been read in order."""
+        end = self._tables + RECORD.size * self.n_records
+        if self._source.size != end + self._hasher.digest_size:
+            raise PointDamaged("The index is not as long as it says.")
+        if self._hashed == end:
+            expected = self._hasher.digest()
+            if not hmac.compare_digest(self._exactly(end, len(expected)), expected):
+                raise PointDamaged("The index does not fit its checksum.")
 
 
 class _Rules:
-    """What holds for the records of an index: ascending, in bounds, one after the other, each in one segment."""
+    """What holds for the records of a disk: ascending, in bounds, one after the other, each in one segment."""
 
-    def __init__(self, segments: Sequence[IndexSegment]) -> None:
+    def __init__(self, disk: IndexDisk, segments: Sequence[IndexSegment]) -> None:
         self._segments = iter(segments)
         self._offset = 0
         self._segment_end = 0
-
-    def begin(self, disk: IndexDisk) -> None:
         self._label = disk.label
         self._number = -1
         self._blocks = -(-disk.virtual_size // BLOCK)
@@ -229,6 +238,16 @@ class _Rules:
 
     def _wrong(self, record: IndexRecord) -> PointDamaged:
         return PointDamaged("The index is wrong about block %d of disk %s." % (record.number, self._label))
+
+
+def _pieces(records: AgeRangeReader, disks: Sequence[IndexDisk], order: Sequence[str]) -> Iterator[bytes]:
+    """The records that were collected in one order of disks, in another one."""
+    counts = {disk.label: disk.n_records * RECORD.size for disk in disks}
+    starts = dict(zip(order, itertools.accumulate((counts[label] for label in order), initial=0)))
+    for disk in disks:
+        start = starts.get(disk.label, 0)
+        for at in range(start, start + counts[disk.label], _PIECE):
+            yield records.read_at(at, min(_PIECE, start + counts[disk.label] - at))
 
 
 def _disk(fields: tuple[Any, ...]) -> IndexDisk:

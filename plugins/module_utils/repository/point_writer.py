@@ -18,6 +18,7 @@ from ..xva.writer import BLOCK
 from . import layout, record
 from .errors import PointDamaged, RepositoryError
 from .index import IndexDisk, IndexRecord, IndexWriter
+from .layers import Layers
 from .layout import PointId
 from .posix import PosixStore
 from .record import PointRecord
@@ -68,12 +69,16 @@ class WriterKeys:
 
 @dataclass
 class _Disk:
-    """What is known of a disk while its blocks come; ``view`` digests (number, digest) of every block not zero."""
+    """What is known of a disk while its blocks come.
+
+    ``view`` digests (number, digest) of every block that is not zero; ``needed`` counts those an archive needs.
+    """
 
     ova: OvaDisk
     units: int = 0
     zeros: int = 0
     plain: int = 0
+    needed: int = 0
     next: int = 0
     first_seen: bool = False
     view: Any = field(default_factory=hashlib.sha256)
@@ -84,26 +89,23 @@ class _Disk:
 
 
 class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
-    """A point under way: ``put_ova`` once, ``put_block`` for each block in the order of the archive, ``commit``.
+    """A point under way: ``put_ova`` once, ``put_block`` or ``keep_block`` for each block, disk by disk, ``commit``.
 
     Leaving the context without a successful ``commit`` removes every object that was written. ``point`` is its
     identifier, ``stored_bytes`` what it takes in the store so far, ``metadata`` (after ``commit``) what was recorded.
     """
 
-    def __init__(
-        self, store: PosixStore, vm_uuid: str, keys: WriterKeys, point: PointId, kind: str, parent: Optional[PointId]
-    ) -> None:
+    def __init__(self, store: PosixStore, vm_uuid: str, keys: WriterKeys, point: PointId) -> None:
         self.point = point
         self.metadata: dict[str, Any] = {}
         self._store = store
         self._vm_uuid = vm_uuid
         self._folder = layout.vm_folder(vm_uuid)
         self._keys = keys
-        self._kind = kind
-        self._parent = parent
+        self._base: Optional[Layers] = None
         self._written: list[str] = []  # small objects, in the order of their creation
         self._disks: dict[str, _Disk] = {}
-        self._order: list[str] = []
+        self._order: list[str] = []  # labels of the disks as their blocks come
         self._gapless = False
         self._ova_frame = b""
         self._ova_digest = ""
@@ -119,18 +121,32 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
             self.abort()
 
     @property
+    def kind(self) -> str:
+        """``full`` or ``incremental``."""
+        return "incremental" if self._base else "full"
+
+    @property
+    def _parent(self) -> Optional[PointId]:
+        return self._base.record.point if self._base else None
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the point's objects so far."""
         return self._segments.stored_bytes
 
-    def put_ova(self, xml: bytes) -> None:
-        """Store the description of the VM; it says which disks follow. Raises XvaError for one that is malformed."""
+    def put_ova(self, xml: bytes, base: Optional[Layers] = None) -> None:
+        """Store the description of the VM; it says which disks follow. Raises XvaError for one that is malformed.
+
+        With ``base``, an open point of the VM, the new one is a layer over it: it holds what changed since.
+        """
         if self._ova_frame:
             raise ValueError("a point has one description")
+        self._base = base
         self._disks = {disk.label: _Disk(disk) for disk in Ova.parse(xml).disks}
-        self._order = list(self._disks)
         sizes = [disk.ova.virtual_size for disk in self._disks.values() if disk.ova.virtual_size]
         self._gapless = bool(sizes) and sizes[0] < BLOCK
+        if self._gapless and self._base:
+            raise ValueError("where the first disk is shorter than 1 MiB no layer can leave anything out")
         self._ova_frame = encode_ova(xml)
         self._ova_digest = hashlib.sha256(xml).hexdigest()
         self._segments.put(self._ova_frame)
@@ -141,18 +157,27 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         A full point keeps no zero block but the first and the last of a disk: where it is restored, it would take
         space. Exception: importers take the length of the archive's first block for that of every block left out
         (xen-api: stream_vdi.ml), so where the first disk is shorter than 1 MiB nothing may be left out, by the caller either.
-        ValueError for blocks that do not come in order or do not fit their disk.
+        A layer keeps every block it is given. ValueError for blocks that do not come in order or do not fit their disk.
         """
-        disk = self._disks[label]
-        self._begin(label)
-        last = disk.blocks - 1
-        furthest = disk.next if self._gapless else last
-        if not disk.next <= number <= min(furthest, last) or unit.plain_len != min(BLOCK, disk.ova.virtual_size - number * BLOCK):
-            raise ValueError("block %d of %d bytes has no place on disk %s" % (number, unit.plain_len, label))
-        disk.first_seen = disk.first_seen or number == 0
-        disk.next = number + 1
-        if self._gapless or not unit.zero or number in (0, last):
-            self._store_block(disk, number, unit)
+        disk = self._place(label, number, unit.plain_len)
+        ends = (0, disk.blocks - 1)
+        if self._gapless or not unit.zero or number in ends:
+            disk.needed += 1
+        elif not self._base:
+            return
+        self._store_block(disk, number, unit)
+
+    def keep_block(self, label: str, number: int, digest: bytes) -> None:
+        """Note that a block, which is not zero and whose SHA-256 is ``digest``, is what it was in the base.
+
+        The first and the last block of a disk are never kept but stored. ValueError as for ``put_block``.
+        """
+        size = self._disks[label].ova.virtual_size
+        disk = self._place(label, number, min(BLOCK, size - number * BLOCK))
+        if not self._base or number in (0, disk.blocks - 1):
+            raise ValueError("block %d of disk %s has to be stored" % (number, label))
+        disk.needed += 1
+        disk.view.update(number.to_bytes(4, "little") + digest)
 
     def commit(self, meta: dict[str, Any]) -> PointRecord:
         """Make the point exist, and return its record.
@@ -164,14 +189,19 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         self._check_complete()
         self._segments.put(encode_end())
         segments = self._segments.finish()
-        objects = [(one.sha256.hex(), one.name[len(self._folder):]) for one in segments]
         committed = datetime.now(timezone.utc).replace(microsecond=0)
         self.metadata = self._complete(meta, segments, committed)
-        objects.append(self._write_index(segments))
-        objects.append(self._write_meta())
+        below = self._base.record.objects if self._base else ()
+        objects = [
+            *(one for one in below if one[1].startswith("seg/")),
+            *((one.sha256.hex(), one.name[len(self._folder):]) for one in segments),
+            *(one for one in below if one[1].startswith("idx/")),
+            self._write_index(segments),
+            self._write_meta(),
+        ]
         result = PointRecord(
             vm_uuid=self._vm_uuid, point=self.point, parent=self._parent, seq=self.point.seq,
-            started=self.point.moment, committed=committed, kind=self._kind, objects=tuple(objects), mover=_mover(),
+            started=self.point.moment, committed=committed, kind=self.kind, objects=tuple(objects), mover=_mover(),
         )
         text = record.render(result)
         self._check_present(objects, segments)
@@ -200,12 +230,28 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         else:
             disk.view.update(number.to_bytes(4, "little") + unit.digest)
 
+    def _place(self, label: str, number: int, length: int) -> _Disk:
+        """The disk that a block belongs to, when that is where the next one may come."""
+        disk = self._disks[label]
+        if self._order[-1:] != [label]:
+            self._begin(label)
+        furthest = disk.next if self._gapless else disk.blocks - 1
+        room = min(BLOCK, disk.ova.virtual_size - number * BLOCK)
+        if not disk.next <= number <= min(furthest, disk.blocks - 1) or length != room:
+            raise ValueError("block %d of %d bytes has no place on disk %s" % (number, length, label))
+        disk.first_seen = disk.first_seen or number == 0
+        disk.next = number + 1
+        return disk
+
     def _begin(self, label: str) -> None:
-        """Leave the disks before this one behind, complete."""
-        if label not in self._order:
+        """Leave the disk before this one behind, complete. A full archive has its disks in the order of their labels."""
+        if label in self._order:
             raise ValueError("disk %s comes a second time" % label)
-        while self._order[0] != label:
-            self._check_disk(self._disks[self._order.pop(0)])
+        if self._order:
+            self._check_disk(self._disks[self._order[-1]])
+            if not self._base and label < self._order[-1]:
+                raise ValueError("disk %s comes too late" % label)
+        self._order.append(label)
 
     def _check_complete(self) -> None:
         if not self._ova_frame:
@@ -231,7 +277,7 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
                 written = disk["units_written"]
                 disks.append(IndexDisk(disk["vdi_uuid"], disk["label"], disk["virtual_size"], count, written))
                 count += written
-            self._index.finish(writer, disks, [one.entry for one in segments])
+            self._index.finish(writer, disks, [one.entry for one in segments], self._order)
             writer.commit()
         finally:
             writer.abort()
@@ -271,13 +317,17 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
             "point": self.point,
             "parent": self._parent,
             "seq": self.point.seq,
-            "kind": self._kind,
+            "kind": self.kind,
             "started": self.point.moment.strftime(MOMENT),
             "committed": committed.strftime(MOMENT),
-            "disks": [_describe_disk(disk, given.get(label, {})) for label, disk in self._disks.items()],
+            "disks": [
+                {**_describe_disk(disk, given.get(label, {})), **({"units_needed": disk.needed} if self._base else {})}
+                for label, disk in self._disks.items()
+            ],
             "segments": [_describe_segment(one, len(self._folder)) for one in segments],
             "extent_bytes": EXTENT,
-            "layers": [self.point],
+            "layers": [*(one.point for one in self._base.layers), self.point] if self._base else [self.point],
+            **({"older_segments": _older(self._base, len(self._folder))} if self._base else {}),
             "ova_xml": {"sha256": self._ova_digest, "frame_bytes": len(self._ova_frame)},
             "encryption": self._keys.encryption,
             "recipients": [
@@ -303,6 +353,12 @@ def _describe_disk(disk: _Disk, given: dict[str, Any]) -> dict[str, Any]:
         "bytes_plain": disk.plain,
         "digest_of_view": disk.view.hexdigest(),
     }
+
+
+def _older(base: Layers, prefix: int) -> list[dict[str, Any]]:
+    return [
+        {"name": name[prefix:], "cipher_bytes": entry.cipher_len} for layer in base.layers for name, entry in layer.segments
+    ]
 
 
 def _describe_segment(segment: Segment, prefix: int) -> dict[str, Any]:

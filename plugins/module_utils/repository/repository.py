@@ -13,9 +13,11 @@ from uuid import uuid4
 from ..age.sshsig import AllowedSigners
 from . import layout, record
 from .errors import NotTrusted, ObjectExists, ObjectMissing, PointDamaged, RepositoryError
+from .layers import Layers
 from .layout import PointId
 from .lease import Lease
-from .point_reader import PointReader, read_meta
+from .objects import read_meta
+from .point_reader import PointReader
 from .point_writer import MOMENT, PointWriter, WriterKeys
 from .posix import PosixStore
 from .recipe import GUIDE, SCRIPT
@@ -76,20 +78,11 @@ class Repository:
         uuids = self.vm_uuids() if vm_uuid is None else [vm_uuid]
         return [one for uuid in uuids for one in self._points_of(uuid, signers)]
 
-    def new_point(
-        self,
-        vm_uuid: str,
-        keys: WriterKeys,
-        kind: str = "full",
-        parent: Optional[PointId] = None,
-        signers: Optional[AllowedSigners] = None,
-    ) -> PointWriter:
+    def new_point(self, vm_uuid: str, keys: WriterKeys, signers: Optional[AllowedSigners] = None) -> PointWriter:
         """Begin a restore point. Its sequence number follows the newest point's; with ``signers``, the newest trusted.
 
-        Raises RepositoryError when nothing can be written, ValueError for a kind that cannot be written yet.
+        Raises RepositoryError when nothing can be written.
         """
-        if kind != "full":
-            raise ValueError("%s points cannot be written" % kind)
         self.store.probe()
         known = [one.seq for one in self.points(vm_uuid, signers) if signers is None or one.trusted]
         seq = max(known, default=0) + 1
@@ -99,26 +92,26 @@ class Repository:
                 "Somebody wrote points with absurd numbers: give the allowed signers, so that they do not count.",
             )
         point = layout.new_point_id(datetime.now(timezone.utc), seq)
-        return PointWriter(self.store, vm_uuid, keys, point, kind, parent)
+        return PointWriter(self.store, vm_uuid, keys, point)
 
     def read_point(self, point: PointRecord, identities: Sequence[Any]) -> PointReader:
-        """Open a point of one layer; ``identities`` open its data. PointDamaged for a point with a problem."""
+        """Open a point; ``identities`` open its data. PointDamaged for a point with a problem."""
         _refuse_problem(point)
-        if len(point.indexes) != 1:
-            raise RepositoryError(
-                "Restore point %s has %d layers." % (point.point, len(point.indexes)),
-                "Use the release of this collection that wrote it, or restore-xva.sh in the repository.",
-            )
         return PointReader(self.store, point, identities)
+
+    def layers(self, point: PointRecord, identities: Sequence[Any]) -> Layers:
+        """Open a point as far as a catalog identity can see it. PointDamaged for a point with a problem."""
+        _refuse_problem(point)
+        return Layers(self.store, point, identities)
 
     def meta(self, point: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:
         """The metadata of a point; a catalog identity is enough. PointDamaged for a point with a problem."""
         _refuse_problem(point)
-        return read_meta(self.store, point, identities if point.encrypted else None)
+        return read_meta(self.store, point, identities)
 
     def check_sizes(self, point: PointRecord, meta: dict[str, Any]) -> None:
         """Raise PointDamaged unless every segment is as long as it was; ``meta`` is the point's metadata."""
-        for segment in meta["segments"]:
+        for segment in [*meta.get("older_segments", ()), *meta["segments"]]:
             size = self.store.size(layout.vm_folder(point.vm_uuid) + segment["name"])
             if size != segment["cipher_bytes"]:
                 raise PointDamaged(

@@ -8,7 +8,7 @@ from typing import NamedTuple, Optional
 from ..age.sshsig import AllowedSigners
 from .errors import ObjectMissing, RepositoryError
 from .layout import PointId, record_name, vm_folder
-from .point_reader import digest_of
+from .objects import digest_of
 from .posix import reporting
 from .repository import Repository
 

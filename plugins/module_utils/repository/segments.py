@@ -153,7 +153,7 @@ class SegmentWriter:
 class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
     """Reads a point's compressed stream at any offset; one segment is open at a time.
 
-    ``segments``: (full name, its entry in the index), in order. ``identities``: None for segments that are plain.
+    ``segments``: (full name, its entry in the index), in order. ``identities`` open those whose names end with ``.age``.
     """
 
     def __init__(
@@ -168,13 +168,6 @@ class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-    def check_sizes(self) -> None:
-        """Raise PointDamaged unless every segment is as long as the index says."""
-        for name, entry in self._segments:
-            size = self._store.size(name)
-            if size != entry.cipher_len:
-                raise PointDamaged("%s has %d bytes instead of %d." % (name, size, entry.cipher_len))
 
     def end_of(self, offset: int) -> int:
         """Where the segment ends that holds ``offset``."""
@@ -218,7 +211,7 @@ class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
         name, entry = self._segments[number]
         self._file = self._store.open(name)
         with reporting("read", name):
-            self._reader = open_range(self._file, self._identities)
+            self._reader = open_range(self._file, self._identities if name.endswith(".age") else None)
         if self._reader.size != entry.plain_len:
             raise PointDamaged("%s holds %d bytes instead of %d." % (name, self._reader.size, entry.plain_len))
         self._at = number

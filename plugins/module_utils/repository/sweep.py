@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Optional
 
 from . import layout
-from .errors import ObjectMissing
+from .errors import ObjectMissing, PointDamaged
 from .lease import Lease
 from .posix import PosixStore
+from .record import parse
 
 # after this long, in seconds, even a run that may be alive loses what it wrote; its commit will then refuse
 ABANDONED = 24 * 3600.0
@@ -37,10 +39,28 @@ def _garbage(store: PosixStore, vm_uuid: str) -> list[str]:
     folder = layout.vm_folder(vm_uuid)
     # objects are listed before records: what is committed in between is in the second list
     objects = [name for part in ("pt/", "meta/", "idx/", "seg/") for name in store.list(folder + part)]
-    committed = layout.committed_points(store.list(folder + "pt/"))
-    garbage = [name for name in objects if layout.point_in(name) not in (None, *committed)]
+    needed = _needed(store, folder)
+    garbage = [name for name in objects if layout.point_in(name) not in needed]
     ours = _temporaries(folder, layout.lease_name(vm_uuid))
     return garbage + [name for name in store.list(layout.TEMPORARY) if name.startswith(ours)]
+
+
+def _needed(store: PosixStore, folder: str) -> set[Optional[layout.PointId]]:
+    """Points that are committed, or whose objects a committed point lists; None stands for names that are no object's.
+
+    What cannot be read as a record may list anything: then every point there is any trace of is needed.
+    """
+    needed: set[Optional[layout.PointId]] = {None}
+    for point in layout.committed_points(store.list(folder + "pt/")):
+        needed.add(point)
+        with suppress(ObjectMissing):
+            try:
+                listed = parse(store.read(folder + layout.record_name(point))).objects
+                needed.update(layout.point_in(name) for _digest, name in listed)
+            except PointDamaged:
+                objects = (name for part in ("idx/", "seg/") for name in store.list(folder + part))
+                needed.update(layout.point_in(name) for name in objects)
+    return needed
 
 
 def _temporaries(*names: str) -> tuple[str, ...]:

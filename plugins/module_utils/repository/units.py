@@ -46,12 +46,15 @@ class EncodedUnit:
     plain_len: int
 
 
-def encode_block(label: str, number: int, data: Data, kind: str = "sha1", checksum: Optional[str] = None) -> EncodedUnit:
+def encode_block(
+    label: str, number: int, data: Data, kind: str = "sha1", checksum: Optional[str] = None, digest: Optional[bytes] = None
+) -> EncodedUnit:
     """Digest, wrap and compress a block (1 byte to 1 MiB) of the disk ``label``; ``number`` is its offset in MiB.
 
-    ``kind`` and ``checksum`` are those of ``xva.writer.block_unit``. Raises XvaError for what an archive cannot hold.
+    ``kind`` and ``checksum`` are those of ``xva.writer.block_unit``; ``digest``: SHA-256 of the data, where it is known.
+    Raises XvaError for what an archive cannot hold.
     """
-    digest = hashlib.sha256(data).digest()
+    digest = digest or hashlib.sha256(data).digest()
     length = len(data)
     frame = _compress(block_unit(label, number, data, kind, checksum))
     return EncodedUnit(frame, digest, digest == zero_digest(length), length < BLOCK, length)

@@ -13,12 +13,16 @@ from ..xva.reader import Block, XvaReader, gapless
 
 
 class ExportStream:
-    """An export under way: ``ova`` is its description; ``blocks()`` may be walked once and is checked to the end."""
+    """An export under way: ``ova`` is its description; ``blocks()`` may be walked once and is checked to the end.
+
+    ``checksum_kind``: that of the last block that came.
+    """
 
     def __init__(self, transfer: Export, reader: XvaReader) -> None:
         self._transfer = transfer
         self._reader = reader
         self.ova: Ova = reader.ova
+        self.checksum_kind = "sha1"
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks; the last one is followed by the check that every disk is complete.
@@ -26,7 +30,9 @@ class ExportStream:
         A block's own checksum is not verified here but by the worker that takes it (it costs a core).
         When all blocks came, the task is awaited: only its status says that the export is whole.
         """
-        yield from gapless(self.ova.disks, self._reader.blocks())
+        for block in gapless(self.ova.disks, self._reader.blocks()):
+            self.checksum_kind = block.checksum_kind
+            yield block
         self._transfer.finish()
 
 

@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.age.sshsig import AllowedSigners
 from ansible_collections.guestark.xen.plugins.module_utils.repository import record
 from ansible_collections.guestark.xen.plugins.module_utils.repository.index import IndexReader
+from ansible_collections.guestark.xen.plugins.module_utils.repository.segments import open_range
 from ansible_collections.guestark.xen.plugins.module_utils.xva.writer import BLOCK
 
 GUIDE = Path(__file__).parents[5].joinpath("docs/format.md").read_text()
@@ -50,10 +51,10 @@ def test_the_documented_command_accepts_it(tmp_path):
 
 
 def test_the_index_says_what_the_text_says():
-    reader = IndexReader(io.BytesIO(INDEX_BYTES))
+    reader = IndexReader(open_range(io.BytesIO(INDEX_BYTES), None))
     (disk,) = reader.disks
     (segment,) = reader.segments
-    (first, last) = (one for _disk, one in reader.records())
+    (first, last) = reader.records(disk)
     assert (disk.label, disk.virtual_size, segment.plain_len) == ("Ref:1001", 2 * BLOCK + 512, 1948)
     assert (first.number, first.offset, first.length, first.short) == (0, 1563, 220, False)
     assert (last.number, last.offset, last.length, last.short) == (2, 1783, 142, True)
@@ -62,9 +63,9 @@ def test_the_index_says_what_the_text_says():
 
 
 def test_the_view_can_be_computed_from_the_index():
-    reader = IndexReader(io.BytesIO(INDEX_BYTES))
+    reader = IndexReader(open_range(io.BytesIO(INDEX_BYTES), None))
     view = hashlib.sha256()
-    for _disk, one in reader.records():
+    for one in reader.records(reader.disks[0]):
         view.update(one.number.to_bytes(4, "little") + one.digest)
     meta = json.loads(META)
     assert meta["disks"][0]["digest_of_view"] == view.hexdigest()

@@ -20,6 +20,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.repository.index impo
     IndexWriter,
 )
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import Scratch
+from ansible_collections.guestark.xen.plugins.module_utils.repository.segments import open_range
 from ansible_collections.guestark.xen.plugins.module_utils.xva.writer import BLOCK
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,14 +59,14 @@ def written(disks, records, segments) -> bytes:
     for record in records:
         writer.add(record)
     out = io.BytesIO()
-    writer.finish(out, disks, segments)
+    writer.finish(out, disks, segments, [disk.label for disk in disks])
     writer.close()
     return out.getvalue()
 
 
 def read(data: bytes):
-    reader = IndexReader(io.BytesIO(data))
-    return reader.disks, [record for _disk, record in reader.records()], reader.segments
+    reader = IndexReader(open_range(io.BytesIO(data), None))
+    return reader.disks, [record for disk in reader.disks for record in reader.records(disk)], reader.segments
 
 
 @given(contents())
@@ -128,7 +129,7 @@ FIRST, LAST = IndexRecord(0, 100, 50, False, False, bytes(32)), IndexRecord(2, 1
     ([FIRST, LAST], [SEGMENT], [IndexDisk(uuid_of(1), "../../x", 3 * BLOCK - 5, 0, 2)]),
     ([FIRST, LAST], [SEGMENT], [IndexDisk(uuid_of(1), "Ref:1001", 3 * BLOCK - 5, 1, 2)]),
     ([FIRST, LAST], [SEGMENT], [IndexDisk(uuid_of(1), "Ref:1001", 3 * BLOCK - 5, 0, 1)]),
-    ([FIRST, LAST], [SEGMENT], [DISK, DISK]),
+    ([FIRST, LAST], [SEGMENT], [DISK, IndexDisk(uuid_of(2), "Ref:1000", BLOCK, 2, 0)]),
     ([FIRST, LAST], [SEGMENT], []),
 ])
 def test_what_breaks_a_rule_is_refused(records, segments, disks):
@@ -158,7 +159,7 @@ def test_memory_does_not_grow_with_the_disk_and_no_digest_is_written_in_clear(tm
                 writer.add(IndexRecord(number, 64 + 50 * number, 50, False, False, digests.randbytes(32)))
             spooled = (tmp_path / "scratch").read_bytes()
             tracemalloc.reset_peak()
-            writer.finish(out, [disk], [IndexSegment(0, 64 + 50 * count, 1, bytes(32))])
+            writer.finish(out, [disk], [IndexSegment(0, 64 + 50 * count, 1, bytes(32))], [disk.label])
             peak_writing = tracemalloc.get_traced_memory()[1] - len(spooled)
             in_clear = random.Random(5).randbytes(32) in spooled
             del spooled
@@ -167,7 +168,8 @@ def test_memory_does_not_grow_with_the_disk_and_no_digest_is_written_in_clear(tm
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             with open(tmp_path / "index", "rb") as file:
-                assert sum(1 for _record in IndexReader(file).records()) == count
+                reader = IndexReader(open_range(file, None))
+                assert sum(1 for _record in reader.records(reader.disks[0])) == count
             peak_reading = tracemalloc.get_traced_memory()[1] - before
         finally:
             tracemalloc.stop()

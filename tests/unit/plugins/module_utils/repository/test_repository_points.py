@@ -145,17 +145,6 @@ def test_a_catalog_key_opens_no_block_and_a_strange_key_nothing(tmp_path):
             opening(X25519Identity.generate())
 
 
-def test_a_point_of_several_layers_is_refused_and_none_is_begun(tmp_path):
-    repository = make(tmp_path / "repository")
-    first, second = back_up(repository, two_disks()), back_up(repository, two_disks(1))
-    both = (*first.objects[:1], *second.objects[:1], *first.objects[1:2], *second.objects[1:])
-    layered = dataclasses.replace(second, kind="incremental", objects=both)
-    with pytest.raises(RepositoryError, match="2 layers"):
-        repository.read_point(layered, [DATA])
-    with pytest.raises(ValueError, match="incremental"):
-        repository.new_point(VM, KEYS, kind="incremental", parent=first.point)
-
-
 def test_points_are_in_order_whatever_the_clock_said(tmp_path):
     repository = make(tmp_path / "repository")
     first, second, third = (back_up(repository, two_disks(seed)) for seed in range(3))
@@ -330,7 +319,7 @@ def test_a_disk_does_not_come_twice(tmp_path):
 def test_who_signed_decides_what_counts(tmp_path):
     repository = make(tmp_path / "repository")
     stranger = SigningKey.generate()
-    good = back_up(repository, two_disks())
+    back_up(repository, two_disks())
     back_up(repository, two_disks(1), dataclasses.replace(KEYS, signing_key=stranger))
     found = repository.points(VM, SIGNERS)
     assert [(one.trusted, one.signer) for one in found] == [(True, "mover1"), (False, None)]
@@ -340,9 +329,9 @@ def test_who_signed_decides_what_counts(tmp_path):
     both = AllowedSigners.parse("a %s\nb %s\n" % (SIGNING.public_line(), stranger.public_line()))
     assert [one.signer for one in repository.points(VM, both)] == ["a", "b"]
     # a stranger's number does not push ours aside
-    with repository.new_point(VM, KEYS, parent=good.point, signers=SIGNERS) as point:
+    with repository.new_point(VM, KEYS, signers=SIGNERS) as point:
         assert point.point.seq == 2
-        assert write(point, two_disks()).parent == good.point
+        write(point, two_disks())
 
 
 def test_absurd_numbers_of_a_stranger_do_not_stop_us(tmp_path):
