@@ -54,4 +54,6 @@ def _record(model: Model, cls: str, value: dict[str, Any]) -> dict[str, Any]:
     for name, field in fields.items():
         if field.mode != "RO" and field.default is None and name not in value:
             raise ApiError("INTERNAL_ERROR", f'Server_helpers.Dispatcher_FieldNotFound("{name}")')
-    return {name: _convert(model, fields[name].type, item) for name, item in value.items() if name in fields}
+    # what nobody may give is ignored, as where somebody creates an object from another one's whole record
+    given = {name: item for name, item in value.items() if name in fields and fields[name].mode != "RO"}
+    return {name: _convert(model, fields[name].type, item) for name, item in given.items()}
