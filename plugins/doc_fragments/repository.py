@@ -67,6 +67,7 @@ options:
       - Files with identities (private keys) that open the points' metadata. A catalog identity is enough, a data identity does it too.
       - Without one that fits, only what the signed commit records say of a point is known, and whether its objects are there; with one,
         also whether they have the right length.
+      - A new point can only be an incremental one where an identity opens the metadata and indexes of the earlier ones.
     type: list
     elements: path
     default: []

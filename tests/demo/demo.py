@@ -3,6 +3,7 @@
 """Back up, lose and restore virtual machines of simulated pools, with the collection's own playbooks."""
 from __future__ import annotations
 
+import base64
 import filecmp
 import json
 import os
@@ -102,6 +103,13 @@ def disks_of(simulator: Simulator, pool: str, name: str) -> list[tuple[str, str]
     return sorted(found)
 
 
+def write_file(simulator: Simulator, name: str, path: str, content: bytes) -> None:
+    """Write a file on the first disk of a VM, as its guest does."""
+    body = json.dumps({"disk": 0, "file": path, "content_base64": base64.b64encode(content).decode()}).encode()
+    url = f"{simulator.ready['control']}/vms/production/{name}/write"
+    urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")).close()
+
+
 def unpack(simulator: Simulator, pool: str, name: str, folder: Path) -> None:
     """Take the files out of a VM's disks, with debugfs."""
     for position, uuid in disks_of(simulator, pool, name):
@@ -165,6 +173,11 @@ def show(simulator: Simulator) -> None:
     again = play(production, *protect)
     if "new point" in again:
         raise SystemExit("The second run made new restore points.")
+    title(f"The guest of {LOST} writes a file; new points of the VMs tagged gold store what changed")
+    write_file(simulator, LOST, "/note", b"written between two backups\n")
+    third = play(production, *protect, "-e", "guestark_group=tag_gold", "-e", "guestark_max_age=0s")
+    if " incremental, " not in third or " full, " in third:
+        raise SystemExit("The third run did not store what changed, and that alone.")
     title(f"Disaster: {LOST} and its disks are destroyed")
     unpack(simulator, "production", LOST, DEMO / "files" / "before")
     lose(simulator, LOST)

@@ -98,7 +98,7 @@ def client(tmp_path, monkeypatch, refused="nothing"):
     program.write_text(CLIENT.format(folder=tmp_path, refused=refused))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return hooks.hook_of({"kind": "mariadb", "defaults_file": "/root/.my.cnf"})
+    return hooks.hook_of({"kind": "mariadb", "defaults_file": "/etc/guestark/my.cnf"})
 
 
 def test_the_lock_of_mariadb_lasts_as_long_as_its_session(tmp_path, monkeypatch):
