@@ -55,6 +55,8 @@ def killed(command, environment, seconds):
 
 
 def test_a_hundred_kills(site, guest, tmp_path):
+    catalog = str(tmp_path / "catalog.key")
+    site.one("xen_backup_key", path=catalog, type="catalog")
     chance = random.Random(20261123)
     environment = {"PYTHONPATH": site.settings["ANSIBLE_COLLECTIONS_PATH"]}
 
@@ -65,14 +67,15 @@ def test_a_hundred_kills(site, guest, tmp_path):
                 break
             vm, how, seconds = chance.choice(vms), chance.choice(METHODS), chance.uniform(0.2, LONGEST_RUN)
             arguments = tmp_path / f"arguments-{number}-{turn}.json"
-            arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": site.export_options(vm, **how)}))
+            options = site.export_options(vm, catalog_identities=[catalog], **how)
+            arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": options}))
             name = "ansible_collections.guestark.xen.plugins.modules.xen_vm_export"
             outcomes.append(killed([sys.executable, "-m", name, str(arguments)], environment, seconds))
         return outcomes
 
     with ThreadPoolExecutor(2) as threads:
         outcomes = sum(threads.map(worker, (1, 2), (VMS[:2], VMS[2:])), [])
-    play = quiesced_play(site, guest, tmp_path)
+    play = quiesced_play(site, guest, tmp_path, catalog)
     for _turn in range(3 * BY_PLAYBOOK):
         if outcomes.count(-signal.SIGKILL) == 2 * DIRECT + BY_PLAYBOOK:
             break
@@ -91,17 +94,18 @@ def test_a_hundred_kills(site, guest, tmp_path):
     assert "pending" not in state["tasks"].values()
     assert site.info(seal=True)["findings"] == []
     counted = check_claims(site)
+    assert counted["incremental"] > 0
     print(f"{deaths} of {len(outcomes)} runs were killed; points that are there: {counted}")
     expire(site)
 
 
-def quiesced_play(site, guest, tmp_path):
+def quiesced_play(site, guest, tmp_path, catalog):
     """The command that runs the role backup_quiesced."""
     pool = site.pool("production")
     settings = {
         "xen_pool_members": pool["hostname"], "xen_uuid": site.uuid("stock"), "ansible_connection": "local",
         "guestark_repository": str(site.repository), "guestark_recipients": [site.recipient], "guestark_max_age": "0s",
-        "guestark_signing_key": str(site.signing_key), "guestark_guest": "stock-guest",
+        "guestark_catalog_identities": [catalog], "guestark_signing_key": str(site.signing_key), "guestark_guest": "stock-guest",
         "guestark_mount_points": [str(guest.mount)], "guestark_max_frozen": MAX_FROZEN}
     inventory, play = tmp_path / "inventory.yml", tmp_path / "play.yml"
     inventory.write_text(json.dumps({"all": {"hosts": {"stock": settings, "stock-guest": guest.variables}}}))
@@ -120,13 +124,14 @@ def wait_for_tasks(site):
 
 
 def check_claims(site):
-    """What each point is, as its own description and file systems tell; how many there are of each consistency."""
+    """What each point is, as its own description and file systems tell; how many there are of each sort."""
     repository = Repository.open(PosixStore(str(site.repository)))
     identities, signers = load_identities([str(site.data_key)]), load_signers(str(site.signers))
     counted: dict[str, int] = {}
     for record in repository.points(None, signers):
         claim = repository.meta(record, identities)["consistency"]
-        counted[claim] = counted.get(claim, 0) + 1
+        for sort in (claim, record.kind):
+            counted[sort] = counted.get(sort, 0) + 1
         with open_point(repository, record, identities) as archive:
             vm = archive.ova.vm
             before = vm["snapshot_info"].get("power-state-at-snapshot", vm["power_state"])

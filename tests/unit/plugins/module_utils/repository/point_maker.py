@@ -11,7 +11,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.age.keys import X2551
 from ansible_collections.guestark.xen.plugins.module_utils.age.sshsig import AllowedSigners, SigningKey
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository, WriterKeys
-from ansible_collections.guestark.xen.plugins.module_utils.repository.units import decode_block, encode_block
+from ansible_collections.guestark.xen.plugins.module_utils.repository.units import decode_block, encode_block, zero_digest
 from ansible_collections.guestark.xen.plugins.module_utils.xva.writer import END, ova_unit
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xva.importer_model import import_disks
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xva.xva_maker import MIB, Disk, ova
@@ -69,6 +69,32 @@ def back_up(repository: Repository, disks: list[Disk], keys: WriterKeys = KEYS, 
     """A new point of ``disks``."""
     with repository.new_point(VM, keys) as point:
         return write(point, disks, **options)
+
+
+def write_layer(point, disks: list[Disk], base, order: list[str] | None = None):
+    """Fill a point that was begun with what changed since ``base``, and commit it."""
+    point.put_ova(ova(disks), base)
+    for one in sorted(disks, key=lambda one: (order or []).index(one.label) if order else 0):
+        held = next((list(base.blocks(known)) for known in base.disks if known.label == one.label), [])
+        before = {found.record.number: found.record for found in held}
+        now = {number: data for _label, number, data in blocks_of([one])}
+        last = -(-len(one.image) // MIB) - 1
+        for number in sorted({*before, *now}):
+            data = now.get(number, bytes(min(MIB, len(one.image) - number * MIB)))
+            unit = encode_block(one.label, number, data)
+            old = before.get(number)
+            grown = bool(old and old.short) and number != last
+            if number in (0, last) or grown or unit.digest != (old.digest if old else zero_digest(len(data))):
+                point.put_block(one.label, number, unit)
+            elif not unit.zero:
+                point.keep_block(one.label, number, unit.digest)
+    return point.commit({"vm": {"uuid": VM, "name_label": "web01"}, "method": "normal"})
+
+
+def lay(repository: Repository, record, disks: list[Disk], keys: WriterKeys = KEYS, order: list[str] | None = None):
+    """A layer over a point; ``order``: the disks' labels as their blocks come."""
+    with repository.layers(record, [CATALOG]) as base, repository.new_point(VM, keys) as point:
+        return write_layer(point, disks, base, order)
 
 
 def restore(repository: Repository, record, identities=(DATA,)) -> bytes:

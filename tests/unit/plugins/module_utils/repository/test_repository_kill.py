@@ -24,6 +24,7 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository
     disk,
     equal,
     files,
+    lay,
     make,
     restore,
     two_disks,
@@ -32,13 +33,16 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xva.xva_maker import MIB, ova
 
 OLD, NEW = [disk(0, MIB, {0: 1})], [disk(0, 2 * MIB, {0: 2, 1: b"text"})]
+GROWN = [disk(0, 3 * MIB, {0: 1, 1: 4})]
 
 
-def run(path, disks=tuple(NEW)):
-    """What the engine does around a point."""
+def run(path, disks=tuple(NEW), layered=False):
+    """What the engine does around a point; ``layered``: one over the newest there is."""
     repository = Repository.create_or_open(PosixStore(str(path)))
     with Lease(repository.store, VM) as lease:
         swept = repository.sweep(lease)
+        if layered:
+            return swept, lay(repository, repository.points(VM)[-1], list(disks))
         with repository.new_point(VM, KEYS) as point:
             return swept, write(point, list(disks))
 
@@ -80,14 +84,15 @@ def nothing_but(repository: Repository, path) -> None:
     assert set(files(path)) == listed
 
 
-def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(fast_path):
+@pytest.mark.parametrize("layered", [False, True], ids=["full", "incremental"])
+def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(fast_path, layered):
     base = fast_path / "base"
     run(base, OLD)
     at, outcomes = 0, []
     while True:
         path = fast_path / ("killed%d" % at)
         shutil.copytree(base, path)
-        if not killed(at, lambda path=path: run(path)):
+        if not killed(at, lambda path=path: run(path, layered=layered)):
             break
         repository = Repository.open(PosixStore(str(path)))
         count = len(repository.points(VM))
@@ -96,8 +101,9 @@ def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(fast_path):
         outcomes.append(count)
 
         left = set(files(path))
-        swept, _record = run(path, OLD)
-        is_whole(repository, [OLD, NEW][:count] + [OLD])
+        swept, record = run(path, GROWN, layered)
+        is_whole(repository, [OLD, NEW][:count] + [GROWN])
+        assert record.kind == ("incremental" if layered else "full")
         unowned = {name for name in files(path) if name.startswith(".tmp/") and name in left}
         assert all(name.startswith((".tmp/probe", ".tmp/.tmp,", ".tmp/now", ".tmp/scratch")) for name in unowned)
         assert set(swept) <= left and len(unowned) <= 2  # a probe, and its temporary file

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 import subprocess
 
@@ -12,7 +11,7 @@ import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.age.errors import NoMatchError
 from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import PointDamaged, RepositoryError
 from ansible_collections.guestark.xen.plugins.module_utils.repository.lease import Lease
-from ansible_collections.guestark.xen.plugins.module_utils.repository.units import encode_block, zero_digest
+from ansible_collections.guestark.xen.plugins.module_utils.repository.units import encode_block
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.point_maker import (
     CATALOG,
     DATA,
@@ -21,9 +20,9 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository
     SIGNING,
     VM,
     back_up,
-    blocks_of,
     disk,
     equal,
+    lay,
     make,
     restore,
     two_disks,
@@ -34,27 +33,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 META = {"vm": {"uuid": VM, "name_label": "web01"}, "method": "normal"}
-
-
-def changed(repository, base_record, disks, keys=KEYS, order=None, identities=(CATALOG,)):
-    """A layer over a point; ``order``: the disks' labels as their blocks come."""
-    with repository.layers(base_record, list(identities)) as base, repository.new_point(VM, keys) as point:
-        point.put_ova(ova(disks), base)
-        for one in sorted(disks, key=lambda one: (order or []).index(one.label) if order else 0):
-            held = next((list(base.blocks(known)) for known in base.disks if known.label == one.label), [])
-            before = {found.record.number: found.record for found in held}
-            now = {number: data for _label, number, data in blocks_of([one])}
-            last = -(-len(one.image) // MIB) - 1
-            for number in sorted({*before, *now}):
-                data = now.get(number, bytes(min(MIB, len(one.image) - number * MIB)))
-                unit = encode_block(one.label, number, data)
-                old = before.get(number)
-                grown = bool(old and old.short) and number != last
-                if number in (0, last) or grown or unit.digest != (old.digest if old else zero_digest(len(data))):
-                    point.put_block(one.label, number, unit)
-                elif not unit.zero:
-                    point.keep_block(one.label, number, unit.digest)
-        return point.commit(META)
 
 
 def touched(one: Disk, seed: int, size: int | None = None) -> Disk:
@@ -101,7 +79,7 @@ def history(repository, steps, keys=KEYS):
         elif what == "nothing":
             disks = points[-1][1]
         order = [one.label for one in reversed(disks)] if what == "reorder" else None
-        points.append((changed(repository, points[-1][0], disks, keys, order), disks))
+        points.append((lay(repository, points[-1][0], disks, keys, order), disks))
     return points
 
 
@@ -167,7 +145,7 @@ def test_the_stock_recipe_refuses_what_is_missing_cut_or_swapped(tmp_path):
 def test_a_layer_takes_what_changed_and_needs_no_data_key(tmp_path):
     repository = make(tmp_path / "repository")
     full = back_up(repository, two_disks())
-    same = changed(repository, full, two_disks())
+    same = lay(repository, full, two_disks())
     meta = repository.meta(same, [CATALOG])
     assert (same.kind, same.parent, same.seq) == ("incremental", full.point, 2)
     assert [one["units_written"] for one in meta["disks"]] == [2, 2]  # the ends of each disk
@@ -251,11 +229,11 @@ def test_a_hundred_layers(fast_path):
     records = [back_up(repository, disks, OPEN_KEYS)]
     for seed in range(99):
         disks = [touched(disks[0], seed)]
-        records.append(changed(repository, records[-1], disks, OPEN_KEYS))
+        records.append(lay(repository, records[-1], disks, OPEN_KEYS))
     assert len(records[-1].indexes) == 100 and equal(restore(repository, records[-1], ()), disks)
 
 
 def test_full_points_keep_the_order_of_labels(tmp_path):
     repository = make(tmp_path / "repository")
     with repository.new_point(VM, KEYS) as point, pytest.raises(ValueError, match="too late"):
-        write(point, list(itertools.chain(reversed(two_disks()))))
+        write(point, two_disks()[::-1])

@@ -22,7 +22,8 @@ LIMIT = 200_000
 
 def write(store, frames, encrypted=True, limit=LIMIT):
     ending = ".age" if encrypted else ""
-    writer = SegmentWriter(store, lambda number: "seg/%03d%s" % (number, ending), [DATA.recipient()] if encrypted else None, limit)
+    recipients = [DATA.recipient()] if encrypted else None
+    writer = SegmentWriter(store, lambda number: "seg/%03d%s" % (number, ending), recipients, limit)
     offsets = [writer.put(frame) for frame in frames]
     return offsets, writer.finish()
 
