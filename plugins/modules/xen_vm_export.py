@@ -13,6 +13,9 @@ description:
   - Protects one VM of a XenServer or XCP-ng pool in one call. It brings the VM to its moment by O(method), takes a snapshot, gives the
     guest back, streams the snapshot out of the pool, compresses and encrypts it while it streams, commits a restore point and removes
     the snapshot again.
+  - The first restore point of a VM is a full one. The next ones store only what changed since the newest good one, as far as an identity
+    of O(catalog_identities) opens it; the pool's disks are read whole to know what that is. A full one is made again after 30 layers, when
+    recipients were added, when the VM came from another pool, and when earlier points are damaged; the task warns then and says why.
   - A restore point appears completely or not at all. When anything goes wrong, what was written is removed, the snapshot too, the guest
     is what it was before, and the task fails.
   - What a run that was killed left of the VM, a snapshot or a guest that is switched off, its next run sees to.

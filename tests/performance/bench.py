@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Backup and restore of one VM, the collection's modules beside a pipe of stock tools, in one run on the same data.
 
-Backup:  curl | zstd -T2 -1 | age      beside  xen_vm_export
+Backup:  curl | zstd -T2 -1 | age      beside  xen_vm_export, the first time (full) and again (incremental)
 Restore: age -d | zstd -d | curl -T -  beside  xen_vm_restore
 
 Both sides talk to the same simulated pools over TLS and take turns. What counts of a module is its whole process, from
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shlex
 import shutil
 import ssl
@@ -35,6 +36,8 @@ GIB = 1 << 30
 MB = 10**6
 SOURCES = ("/usr", sys.base_prefix)  # real files; taken again under another name until there are enough
 NULL = "OpaqueRef:NULL"
+EXTENT = 64 << 10
+SCATTERED = 200
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ class Bench:
         return {"pools": {"production": pool("alpha", vms=vms), "recovery": pool("beta")}}
 
     def keys(self) -> None:
-        """A data key, a signing key, and a configuration of curl that keeps the session out of its arguments."""
-        for kind in ("data", "signing"):
+        """A data key, a catalog key and a signing key."""
+        for kind in ("data", "catalog", "signing"):
             self.module("xen_backup_key", {"path": str(self.folder / f"{kind}.key"), "type": kind})
         public = (self.folder / "data.key").read_text().split("public key: ")[1].split()[0]
         self.recipient = public
@@ -176,11 +179,34 @@ class Bench:
         return run
 
     def backup_with_module(self, vm: str = "files", **how: str) -> Run:
-        """Make a restore point."""
+        """Make a full restore point."""
         shutil.rmtree(self.folder / "repository", ignore_errors=True)
+        return self.again_with_module(vm, **how)
+
+    def again_with_module(self, vm: str = "files", **how: str) -> Run:
+        """Make a restore point, an incremental one where there is one before."""
         return self.module("xen_vm_export", {
             **self.connection("production"), "name": vm, "repository": str(self.folder / "repository"),
-            "recipients": [self.recipient], "signing_key": str(self.folder / "signing.key"), **how})
+            "recipients": [self.recipient], "catalog_identities": [str(self.folder / "catalog.key")],
+            "signing_key": str(self.folder / "signing.key"), **how})
+
+    def amplification(self) -> str:
+        """What an incremental point stores for each byte that changed: nothing, then scattered writes of 64 KiB; a table."""
+        chance = random.Random(SCATTERED)
+        extents = self.folder.joinpath("disk.img").stat().st_size // EXTENT
+        lines = [f"{'incremental':24}{'changed MB':>12}{'stored MB':>12}{'ratio':>8}{'wall s':>8}"]
+        for writes in (0, SCATTERED):
+            for number in chance.sample(range(extents), writes):
+                body = {"disk": 0, "offset": number * EXTENT, "random": {"seed": number, "bytes": EXTENT}}
+                self.simulator.control("POST", "/vms/production/files/write", body)
+            run = self.again_with_module()
+            point = json.loads(run.output)["point"]
+            if point["kind"] != "incremental":
+                raise SystemExit(f"The point is {point['kind']}: {point['reason']}")
+            changed, stored = writes * EXTENT, point["stored_bytes"]
+            ratio = f"{stored / changed:8.1f}" if changed else f"{'-':>8}"
+            lines.append(f"{f'{writes} writes':24}{changed / MB:12.2f}{stored / MB:12.2f}{ratio}{run.wall:8.1f}")
+        return "\n".join(lines)
 
     def downtimes(self) -> str:
         """How long the method offline keeps the guest down, for both VMs and both ways; a table."""
@@ -256,8 +282,8 @@ def report(size: int, results: dict[str, list[Run]], stored: dict[str, int]) -> 
         speed[name] = size / MB / wall, size / MB / cpu
         peak = max(run.memory for run in runs)
         lines.append(f"{name:18}{wall:8.1f}{speed[name][0]:8.0f}{cpu:8.1f}{speed[name][1]:10.0f}{peak:10.0f}")
-    for verb in ("backup", "restore"):
-        tools, ours = speed[f"{verb}, tools"], speed[f"{verb}, module"]
+    for verb, side in (("backup", "backup"), ("again", "backup"), ("restore", "restore")):
+        tools, ours = speed[f"{side}, tools"], speed[f"{verb}, module"]
         lines.append(f"{verb}: module / tools = {ours[0] / tools[0]:.2f} in MB/s, {ours[1] / tools[1]:.2f} in MB per CPU-second")
     lines.append("stored: " + ", ".join(f"{name} {length / MB:.0f} MB" for name, length in stored.items()))
     return "\n".join(lines)
@@ -276,17 +302,18 @@ def main() -> None:
     results: dict[str, list[Run]] = {}
     try:
         for number in range(options.rounds):
-            for verb in ("backup", "restore"):
-                for side in ("tools", "module"):
+            for verb, sides in (("backup", ("tools", "module")), ("again", ("module",)), ("restore", ("tools", "module"))):
+                for side in sides:
                     run = getattr(bench, f"{verb}_with_{side}")()
                     results.setdefault(f"{verb}, {side}", []).append(run)
                     said = f"{run.wall:.1f} s, CPU {run.cpu:.1f} s, {run.memory:.0f} MiB"
                     print(f"round {number + 1}: {verb}, {side}: {said}", flush=True)
-        files = {"tools": [bench.folder / "tools.xva.zst.age"], "module": bench.folder.glob("repository/vm/*/*/*")}
+        files = {"tools": [bench.folder / "tools.xva.zst.age"], "module": bench.folder.glob("repository/vm/*/*/*-000001-*")}
         stored = {name: sum(path.stat().st_size for path in paths) for name, paths in files.items()}
-        print(bench.downtimes(), end="\n\n")
+        tables = (bench.amplification(), bench.downtimes())
     finally:
         bench.simulator.stop()
+    print(*tables, sep="\n\n", end="\n\n")
     print(report(written_bytes(bench.folder / "disk.img"), results, stored))
     shutil.rmtree(options.folder)
 

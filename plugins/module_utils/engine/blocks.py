@@ -23,7 +23,6 @@ class Unchanged(NamedTuple):
     """A block that is what it was; ``digest`` is the SHA-256 of its bytes, and they are not all zero."""
 
     digest: bytes
-    plain_len: int
 
 
 class BlockOut(NamedTuple):
@@ -70,17 +69,16 @@ def changed_blocks(
 
     def encode(pair: _Pair) -> Optional[BlockOut]:
         size = min(BLOCK, pair.disk.virtual_size - pair.number * BLOCK)
-        data, given = bytes(size) if pair.block is None else pair.block.data, None
+        data = bytes(size) if pair.block is None else pair.block.data
+        digest, label, read = hashlib.sha256(data).digest(), labels[pair.disk.label], size if pair.block else 0
+        if not _has_to_be_stored(pair) and digest == (pair.before.digest if pair.before else zero_digest(size)):
+            # what is known by its SHA-256 came whole: its own checksum can tell nothing more
+            return None if digest == zero_digest(size) else BlockOut(label, pair.number, Unchanged(digest), read)
+        given = None
         if pair.block is not None:
             check_block(pair.block)
             given = pair.block.checksum if pair.block.checksum_kind == kind else None
-        digest, label = hashlib.sha256(data).digest(), labels[pair.disk.label]
-        if _has_to_be_stored(pair) or digest != (pair.before.digest if pair.before else zero_digest(size)):
-            unit = encode_block(label, pair.number, data, kind, given, digest)
-            return BlockOut(label, pair.number, unit, size if pair.block else 0)
-        if digest == zero_digest(size):
-            return None
-        return BlockOut(label, pair.number, Unchanged(digest, size), size)
+        return BlockOut(label, pair.number, encode_block(label, pair.number, data, kind, given, digest), read)
 
     done = _Advance(stream, progress)
     for pair, out in ordered(_pairs(stream, labels, base), lambda pair: (pair, encode(pair))):
