@@ -98,8 +98,7 @@ def _pairs(stream: ExportStream, labels: dict[str, str], base: Layers) -> Iterat
         before = next(befores, None)
         while before or (block and block.label == disk.label):
             here = block.offset // BLOCK if block and block.label == disk.label else None
-            if here is None or (before and before.number < here):
-                assert before
+            if before and (here is None or before.number < here):
                 yield _Pair(disk, before.number, None, before)
                 before = next(befores, None)
             else:
