@@ -173,13 +173,13 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     identities, signers = arguments.identities(options), arguments.signers(options)
     repository = Repository.open(PosixStore(options["repository"]))
     uuids = find_uuids(repository, options["vm"], identities)
-    found = [describe_point(repository, one, identities) for uuid in uuids for one in repository.points(uuid, signers)]
+    records = [one for uuid in uuids for one in repository.points(uuid, signers)]
+    found = [describe_point(repository, one, identities) for one in records]
     for point in found:
         point.update({name: results.rfc3339(point[name]) for name in ("started", "committed")})
     if not options["seal"]:
         return {"points": found}
-    findings = [finding for uuid in uuids for finding in verify_sealed(repository, uuid, signers)]
-    return {"points": found, "findings": [finding._asdict() for finding in findings]}
+    return {"points": found, "findings": [finding._asdict() for finding in verify_sealed(repository, records)]}
 
 
 def main() -> None:

@@ -62,16 +62,18 @@ class PointReader(AbstractContextManager):  # type: ignore[type-arg]
         """
         for disk in self.disks:
             waiting: list[Located] = []
-            for block in self._needed(disk):
+            for block in self.needed(disk):
                 if waiting and not self._fits(waiting, block):
-                    yield from self._fetch(disk.label, waiting)
+                    yield from self.fetch(disk.label, waiting)
                     waiting = []
                 waiting.append(block)
             if waiting:
-                yield from self._fetch(disk.label, waiting)
+                yield from self.fetch(disk.label, waiting)
 
-    def _needed(self, disk: IndexDisk) -> Iterator[Located]:
-        """An archive has a zero block only where it begins or ends a disk, or where nothing may be left out.
+    def needed(self, disk: IndexDisk) -> Iterator[Located]:
+        """Where the blocks of a disk lie that an archive of the point needs, ascending.
+
+        An archive has a zero block only where it begins or ends a disk, or where nothing may be left out.
 
         The latter is so in points of one layer only; they hold no other zero blocks than they need.
         """
@@ -99,7 +101,8 @@ class PointReader(AbstractContextManager):  # type: ignore[type-arg]
             and end <= self._segments[block.layer].end_of(start)
         )
 
-    def _fetch(self, label: str, waiting: list[Located]) -> Iterator[StoredFrame]:
+    def fetch(self, label: str, waiting: list[Located]) -> Iterator[StoredFrame]:
+        """Read blocks of a disk that lie behind each other in one segment."""
         start, last = waiting[0].record.offset, waiting[-1].record
         data = memoryview(self._segments[waiting[0].layer].read_at(start, last.offset + last.length - start))
         for block in waiting:

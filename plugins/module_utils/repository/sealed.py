@@ -3,13 +3,13 @@
 """Sealed verification: what can be known about restore points without any key."""
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Sequence
 
-from ..age.sshsig import AllowedSigners
 from .errors import ObjectMissing, RepositoryError
 from .layout import PointId, record_name, vm_folder
 from .objects import digest_of
 from .posix import reporting
+from .record import PointRecord
 from .repository import Repository
 
 
@@ -22,17 +22,15 @@ class Finding(NamedTuple):
     problem: str
 
 
-def verify_sealed(
-    repository: Repository, vm_uuid: Optional[str] = None, signers: Optional[AllowedSigners] = None
-) -> list[Finding]:
-    """Read every object that committed points list and compare its SHA-256; with ``signers``, check the signatures.
+def verify_sealed(repository: Repository, records: Sequence[PointRecord]) -> list[Finding]:
+    """Read every object that these points list and compare its SHA-256.
 
-    Returns what is wrong; nothing found means that every point of the VM (or of all VMs) is exactly what was
-    committed. An object that several points share is read once.
+    Returns what is wrong; nothing found means that every point is exactly what was committed. An object that several
+    points share is read once.
     """
     findings = []
     looked: dict[str, tuple[str, str]] = {}
-    for record in repository.points(vm_uuid, signers):
+    for record in records:
         folder = vm_folder(record.vm_uuid)
         if record.problem:
             findings.append(Finding(record.vm_uuid, record.point, "", record.problem))

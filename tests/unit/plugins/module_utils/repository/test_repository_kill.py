@@ -97,7 +97,7 @@ def test_a_run_killed_anywhere_leaves_the_old_state_or_the_new_point(fast_path, 
         repository = Repository.open(PosixStore(str(path)))
         count = len(repository.points(VM))
         is_whole(repository, [OLD, NEW][:count])
-        assert not verify_sealed(repository, VM, SIGNERS)
+        assert not verify_sealed(repository, repository.points(VM, SIGNERS))
         outcomes.append(count)
 
         left = set(files(path))

@@ -40,10 +40,15 @@ def damaged(request, tmp_path):
     return change
 
 
+def sealed(damaged, vm=None, signers=None):
+    """Sealed verification of the points of a VM, or of all."""
+    return verify_sealed(damaged.repository, damaged.repository.points(vm, signers))
+
+
 def test_an_untouched_repository_has_no_findings(damaged):
     before = files(damaged.folder)
-    assert verify_sealed(damaged.repository, None, SIGNERS) == verify_sealed(damaged.repository) == []
-    assert verify_sealed(damaged.repository, "00000000-0000-4000-8000-000000000000") == []
+    assert sealed(damaged, None, SIGNERS) == sealed(damaged) == []
+    assert sealed(damaged, "00000000-0000-4000-8000-000000000000") == []
     assert files(damaged.folder) == before
 
 
@@ -58,13 +63,13 @@ def test_a_flipped_bit_anywhere_is_found(damaged, kind):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << chance.randrange(8)
         damaged(kind, lambda data, flipped=flipped: bytes(flipped))
-        findings = verify_sealed(damaged.repository, VM, SIGNERS)
+        findings = sealed(damaged, VM, SIGNERS)
         assert findings and {one.point for one in findings} == {damaged.record.point}, place
         if kind in ("seg", "idx", "meta"):
             assert [one.name for one in findings] == [damaged.names[kind]]
-            assert verify_sealed(damaged.repository, VM) == findings  # without knowing whom to trust
+            assert sealed(damaged, VM) == findings  # without knowing whom to trust
         damaged(kind, lambda data, whole=whole: whole)
-    assert not verify_sealed(damaged.repository, VM, SIGNERS)
+    assert not sealed(damaged, VM, SIGNERS)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -72,7 +77,7 @@ def test_cuts_and_additions_are_found(damaged, kind):
     whole = (damaged.folder / damaged.names[kind]).read_bytes()
     for edit in (lambda data: data[:-40], lambda data: b"", lambda data: b"x" + data, lambda data: data + data):
         damaged(kind, edit)
-        assert verify_sealed(damaged.repository, VM, SIGNERS)
+        assert sealed(damaged, VM, SIGNERS)
         damaged(kind, lambda data: whole)
 
 
@@ -80,7 +85,7 @@ def test_cuts_and_additions_are_found(damaged, kind):
 def test_a_missing_object_is_found(damaged, kind):
     (damaged.folder / damaged.names[kind]).unlink()
     for signers in (None, SIGNERS):
-        findings = verify_sealed(damaged.repository, VM, signers)
+        findings = sealed(damaged, VM, signers)
         assert any("missing" in one.problem for one in findings)
 
 
@@ -89,12 +94,12 @@ def test_objects_in_each_other_s_place_are_found(damaged):
     shutil.move(first, damaged.folder / "aside")
     shutil.move(second, first)
     shutil.move(damaged.folder / "aside", second)
-    assert len(verify_sealed(damaged.repository, VM, SIGNERS)) == 2
+    assert len(sealed(damaged, VM, SIGNERS)) == 2
 
 
 def test_a_link_in_the_place_of_an_object_is_found(damaged):
     path = damaged.folder / damaged.names["seg"]
     shutil.move(path, damaged.folder / "aside")
     path.symlink_to(damaged.folder / "aside")
-    findings = verify_sealed(damaged.repository, VM, SIGNERS)
+    findings = sealed(damaged, VM, SIGNERS)
     assert any("missing" in one.problem or "cannot be read" in one.problem for one in findings)
