@@ -95,7 +95,7 @@ def _content(record: PointRecord, reader: PointReader, progress: Progress) -> It
         before += disk.virtual_size
         if lost:
             ranges = _ranges(sorted(lost), disk.virtual_size)
-            yield _damage(record, next(iter(lost.values())), disk=_name(reader.meta, disk), ranges=ranges)
+            yield _damage(record, lost[min(lost)], disk=_name(reader.meta, disk), ranges=ranges)
 
 
 def _attempts(reader: PointReader, disk: IndexDisk) -> Iterator[tuple[int, Union[StoredFrame, str]]]:
