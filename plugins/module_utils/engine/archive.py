@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Iterator, Protocol, Sequence
 from ..age.errors import PayloadError
 from ..age.stream import AgeReader
 from ..repository.errors import PointDamaged
+from ..repository.marks import restoring
 from ..repository.point_reader import PointReader
 from ..repository.record import PointRecord
 from ..repository.repository import Repository
@@ -47,8 +48,9 @@ class Archive(Protocol):
 class PointArchive:
     """A restore point. Every block is compared with the digest in the signed index before it is given out."""
 
-    def __init__(self, record: PointRecord, reader: PointReader) -> None:
+    def __init__(self, repository: Repository, record: PointRecord, reader: PointReader) -> None:
         self.origin = str(record.point)
+        self._store, self._record = repository.store, record
         self.ova = Ova.parse(reader.ova_xml)
         self.stored_bytes = BLOCK * sum(
             disk.get("units_needed", disk["units_written"]) for disk in reader.meta["disks"]
@@ -56,9 +58,10 @@ class PointArchive:
         self._reader = reader
 
     def units(self) -> Iterator[bytes]:
-        """See Archive. Raises PointDamaged naming disk and block."""
+        """See Archive. Raises PointDamaged naming disk and block. While it runs, the point is held."""
         wanted = {disk.label for disk in self.ova.disks}
-        return ordered((frame for frame in self._reader.frames() if frame.label in wanted), self._checked)
+        with restoring(self._store, self._record):
+            yield from ordered((frame for frame in self._reader.frames() if frame.label in wanted), self._checked)
 
     def _checked(self, frame: Any) -> bytes:
         unit, digest = decode_block(frame.frame, frame.label, frame.number)
@@ -117,7 +120,7 @@ def check_block(block: Block) -> None:
 def open_point(repository: Repository, record: PointRecord, identities: Sequence[Any]) -> Iterator[PointArchive]:
     """Open a point for restoring."""
     with repository.read_point(record, identities) as reader:
-        yield PointArchive(record, reader)
+        yield PointArchive(repository, record, reader)
 
 
 @contextmanager

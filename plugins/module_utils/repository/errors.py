@@ -41,3 +41,7 @@ class NotTrusted(RepositoryError):
 
 class LeaseHeld(RepositoryError):
     """Another run is at work on the same VM."""
+
+
+class Retained(RepositoryError):
+    """The store refuses to remove an object yet: it is locked for some time."""

@@ -13,6 +13,9 @@ RESTORE_GUIDE = "RESTORE.md"
 RESTORE_SCRIPT = "restore-xva.sh"
 TEMPORARY = ".tmp/"
 RECORD = ".sum"
+SIGNATURE = ".sum.sig"
+MARKS, MARK = "trash/", ".mark"
+HOLDS = "hold/"
 MOST_SEQ = 999_999
 
 _POINT = r"\d{8}T\d{6}Z-\d{6}-[0-9a-f]{12}"
@@ -23,6 +26,7 @@ _OBJECT = re.compile(
     % (_POINT, _POINT, _POINT),
     re.ASCII,
 )
+_REASON = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _MOMENT = "%Y%m%dT%H%M%SZ"
 
 
@@ -99,6 +103,18 @@ def meta_name(point: PointId, encrypted: bool) -> str:
 def record_name(point: PointId) -> str:
     """Name of a point's commit record, relative to the VM's folder; its signature has ``.sig`` behind it."""
     return "pt/%s%s" % (point, RECORD)
+
+
+def mark_name(run: str) -> str:
+    """Name of a prune run's mark, relative to the VM's folder."""
+    return "%s%s%s" % (MARKS, run, MARK)
+
+
+def hold_name(point: PointId, reason: str) -> str:
+    """Name of a hold, relative to the VM's folder. ValueError when ``reason`` is not ``[a-z0-9-]{1,64}``."""
+    if not _REASON.fullmatch(reason):
+        raise ValueError("%r is no reason for a hold: it takes lower-case letters, digits and hyphens" % reason)
+    return "%s%s.%s" % (HOLDS, point, reason)
 
 
 def committed_points(names: Iterable[str]) -> list[PointId]:

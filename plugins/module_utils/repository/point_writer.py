@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import socket
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,6 +18,8 @@ from .errors import PointDamaged, RepositoryError
 from .index import IndexDisk, IndexRecord, IndexWriter
 from .layers import Layers
 from .layout import PointId
+from .marks import marked_objects
+from .metadata import describe_older, describe_recipient, describe_segment, mover_name
 from .posix import PosixStore
 from .record import PointRecord
 from .segments import EXTENT, ObjectWriter, Segment, SegmentWriter
@@ -201,22 +201,30 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         ]
         result = PointRecord(
             vm_uuid=self._vm_uuid, point=self.point, parent=self._parent, seq=self.point.seq,
-            started=self.point.moment, committed=committed, kind=self.kind, objects=tuple(objects), mover=_mover(),
+            started=self.point.moment, committed=committed, kind=self.kind, objects=tuple(objects), mover=mover_name(),
         )
         text = record.render(result)
-        self._check_present(objects, segments)
         name = self._folder + layout.record_name(self.point)
         self._put(name + ".sig", record.sign(text, self._keys.signing_key))
+        self._check_kept(objects, segments)
         self._put(name, text)
-        # a run that took this one for dead may have removed its objects while it slept: then it is no point
-        self._check_present(objects, segments)
+        # a run that took this one for dead, or a prune run, may have removed objects meanwhile: then it is no point
+        self._check_kept(objects, segments)
         self._committed = True
         return result
 
     def abort(self) -> None:
-        """Remove every object of the point, the record first: it must never list what is gone."""
+        """Remove every object of the point, the record first: it must never list what is gone.
+
+        Once others may have seen the record, it alone goes: a younger point may rest on the other objects by now. The
+        VM's next run removes them if none does.
+        """
         self._segments.abort()
         with suppress(RepositoryError):  # then all that remains stays: the VM's next run removes it
+            name = self._folder + layout.record_name(self.point)
+            if name in self._written and self._store.exists(name):
+                self._store.remove(name)
+                return
             for name in [*reversed(self._written), *self._segments.begun]:
                 self._store.remove(name)
 
@@ -298,7 +306,16 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         self._written.append(name)
         self._store.put(name, data)
 
-    def _check_present(self, objects: Sequence[tuple[str, str]], segments: Sequence[Segment]) -> None:
+    def _check_kept(self, objects: Sequence[tuple[str, str]], segments: Sequence[Segment]) -> None:
+        """Raise PointDamaged when an object that the point needs is gone or about to be pruned.
+
+        Marks come first: what is seen after a mark went is seen without the objects that went before it.
+        """
+        doomed = marked_objects(self._store, self._vm_uuid).intersection(name for _digest, name in objects)
+        if doomed:
+            raise PointDamaged(
+                "%s was pruned while the restore point was being written." % ", ".join(sorted(doomed)), "Run the backup again."
+            )
         sizes = {one.name: one.cipher_len for one in segments}
         for _digest, listed in objects:
             name = self._folder + listed
@@ -324,15 +341,15 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
                 {**_describe_disk(disk, given.get(label, {})), **({"units_needed": disk.needed} if self._base else {})}
                 for label, disk in self._disks.items()
             ],
-            "segments": [_describe_segment(one, len(self._folder)) for one in segments],
+            "segments": [describe_segment(one, len(self._folder)) for one in segments],
             "extent_bytes": EXTENT,
             "layers": [*(one.point for one in self._base.layers), self.point] if self._base else [self.point],
-            **({"older_segments": _older(self._base, len(self._folder))} if self._base else {}),
+            **({"older_segments": describe_older(self._base, len(self._folder))} if self._base else {}),
             "ova_xml": {"sha256": self._ova_digest, "frame_bytes": len(self._ova_frame)},
             "encryption": self._keys.encryption,
             "recipients": [
-                *[_describe_recipient(one, "data") for one in self._keys.data_recipients],
-                *[_describe_recipient(one, "catalog") for one in self._keys.catalog_recipients],
+                *[describe_recipient(one, "data") for one in self._keys.data_recipients],
+                *[describe_recipient(one, "catalog") for one in self._keys.catalog_recipients],
             ],
             "compression": {"name": "zstd", "level": LEVEL},
         }
@@ -353,30 +370,3 @@ def _describe_disk(disk: _Disk, given: dict[str, Any]) -> dict[str, Any]:
         "bytes_plain": disk.plain,
         "digest_of_view": disk.view.hexdigest(),
     }
-
-
-def _older(base: Layers, prefix: int) -> list[dict[str, Any]]:
-    return [
-        {"name": name[prefix:], "cipher_bytes": entry.cipher_len} for layer in base.layers for name, entry in layer.segments
-    ]
-
-
-def _describe_segment(segment: Segment, prefix: int) -> dict[str, Any]:
-    extents = segment.extents
-    return {
-        "name": segment.name[prefix:],
-        "plain_bytes": segment.plain_len,
-        "cipher_bytes": segment.cipher_len,
-        "sha256": segment.sha256.hex(),
-        "extents_sha256": [extents[at:at + 32].hex() for at in range(0, len(extents), 32)],
-    }
-
-
-def _describe_recipient(recipient: Any, role: str) -> dict[str, str]:
-    text = str(recipient)
-    kind = "mlkem768x25519" if text.startswith("age1pq1") else "X25519"
-    return {"role": role, "type": kind, "id": "sha256:%s" % hashlib.sha256(text.encode("ascii")).hexdigest()[:16]}
-
-
-def _mover() -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:253] or "-"

@@ -140,7 +140,7 @@ class Repository:
                 one = self._read_record(vm_uuid, point, signers)
                 missing = [name for _digest, name in one.objects if folder + name not in present]
                 if missing and not one.problem:
-                    one = dataclasses.replace(one, problem="%s is missing" % ", ".join(missing))
+                    one = dataclasses.replace(one, problem="%s is missing" % ", ".join(missing), missing=tuple(missing))
                 found.append(one)
         return found
 

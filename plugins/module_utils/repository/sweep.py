@@ -25,7 +25,7 @@ def sweep(store: PosixStore, lease: Lease) -> list[str]:
     """
     removed = []
     oldest = store.now() - ABANDONED
-    garbage = _garbage(store, lease.vm_uuid)
+    garbage = find_garbage(store, lease.vm_uuid)
     unowned = [name for name in store.list(layout.TEMPORARY) if not name.startswith(_temporaries("vm/", "lease/"))]
     for name in garbage + unowned:
         with suppress(ObjectMissing):
@@ -35,7 +35,8 @@ def sweep(store: PosixStore, lease: Lease) -> list[str]:
     return removed
 
 
-def _garbage(store: PosixStore, vm_uuid: str) -> list[str]:
+def find_garbage(store: PosixStore, vm_uuid: str) -> list[str]:
+    """Names of a VM's objects that no committed point needs, those of runs that are under way among them."""
     folder = layout.vm_folder(vm_uuid)
     # objects are listed before records: what is committed in between is in the second list
     objects = [name for part in ("pt/", "meta/", "idx/", "seg/") for name in store.list(folder + part)]
