@@ -11,6 +11,7 @@ from ..age.errors import AgeError, NoMatchError
 from ..age.sshsig import AllowedSigners
 from ..repository.errors import RepositoryError
 from ..repository.layers import Layers
+from ..repository.marks import marked_objects
 from ..repository.point_writer import WriterKeys
 from ..repository.record import PointRecord
 from ..repository.repository import Repository
@@ -41,12 +42,15 @@ def find_base(
 ) -> Found:
     """The newest point of the VM over which a layer can lie; older ones are tried when it is damaged."""
     problems, reason = [], FIRST_POINT
+    marked = marked_objects(repository.store, vm_uuid)
     for record in reversed(repository.points(vm_uuid, signers)):
         if not record.trusted or record.problem:
             problems.append("Restore point %s does not count: %s." % (record.point, record.problem or "nobody vouches for it"))
             reason = "no earlier restore point is usable"
             continue
         reason = _unfit(record, keys, identities)
+        if marked.intersection(name for _digest, name in record.objects):
+            reason = "the earlier restore points are about to be pruned"
         if reason:
             return Found(None, reason, problems)
         try:

@@ -10,21 +10,22 @@ from types import SimpleNamespace
 
 from ansible_collections.guestark.xen.plugins.module_utils.repository import posix
 
+CHANGES = ("write", "fsync", "link", "rename", "unlink")
 BOUNDARIES = (
     "open", "write", "fsync", "close", "link", "rename", "unlink", "mkdir", "stat", "listdir", "posix_fadvise",
 )
 
 
 class Failpoints:
-    """Counts the calls and does ``act(name)`` instead of the one with number ``at`` (from 0), once."""
+    """Counts the calls, or those of ``names``, and does ``act(name)`` before the one with number ``at`` (from 0), once."""
 
-    def __init__(self, act, at: int = -1) -> None:
+    def __init__(self, act, at: int = -1, names: tuple[str, ...] = BOUNDARIES) -> None:
         self.count = 0
         self.calls: list[str] = []
         self._act = act
         self._at = at
         self._os = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
-        for name in BOUNDARIES:
+        for name in names:
             setattr(self._os, name, self._wrapped(name, getattr(os, name)))
 
     def __enter__(self) -> Failpoints:
