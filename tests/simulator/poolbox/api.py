@@ -83,10 +83,15 @@ class Request:
     def abort(self, reset: bool) -> None:
         """Break the connection, by RST or by FIN, without a word of TLS."""
         self.answered = True
-        raw = socket.socket(fileno=self.connection.detach())
-        if reset:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        raw.close()
+        break_off(self.connection, reset)
+
+
+def break_off(connection: socket.socket, reset: bool) -> None:
+    """End a connection, by RST or by FIN, without a word of TLS."""
+    raw = socket.socket(fileno=connection.detach())
+    if reset:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
 
 
 def method(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

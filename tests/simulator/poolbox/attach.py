@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from .cbt import assert_has_data
 from .errors import ApiError
 from .pool import Host, Pool
 from .storage import Disk
@@ -24,8 +25,11 @@ _lingering: dict[str, threading.Timer] = {}
 
 
 @contextmanager
-def attached(pool: Pool, host: Host, vdi: str, mode: str) -> Iterator[Disk]:
-    """Open a disk through dom0 of `host`; `mode` is "RO" or "RW". Raises VDI_IN_USE, VDI_READONLY and the like."""
+def attached(pool: Pool, host: Host, vdi: str, mode: str, linger: float = LINGER_SECONDS) -> Iterator[Disk]:
+    """Open a disk through dom0 of `host`; `mode` is "RO" or "RW". Raises VDI_IN_USE, VDI_READONLY and the like.
+
+    The VBD goes `linger` seconds after the end.
+    """
     with pool.db.lock:
         record = pool.db.get("VDI", vdi)
         for vbd in set(record["VBDs"]) & _lingering.keys():
@@ -41,7 +45,7 @@ def attached(pool: Pool, host: Host, vdi: str, mode: str) -> Iterator[Disk]:
         yield disk
     finally:
         disk.close()
-        timer = threading.Timer(LINGER_SECONDS, _detach, (pool, vbd))
+        timer = threading.Timer(linger, _detach, (pool, vbd))
         timer.daemon = True
         with pool.db.lock:
             _lingering[vbd] = timer
@@ -60,8 +64,7 @@ def _detach(pool: Pool, vbd: str) -> None:
 
 def _assert_attachable(pool: Pool, vdi: str, mode: str) -> None:
     record = pool.db.get("VDI", vdi)
-    if record["type"] == "cbt_metadata":
-        raise ApiError("VDI_INCOMPATIBLE_TYPE", vdi, "CBT metadata")
+    assert_has_data(pool.db, vdi)
     if record["uuid"] not in pool.storage:
         raise ApiError("VDI_MISSING", record["SR"], vdi)
     if mode == "RW" and (record["read_only"] or record["is_a_snapshot"]):

@@ -16,11 +16,15 @@ from pathlib import Path
 from . import config, control
 from .certificates import Authority
 from .http_server import Listener
+from .nbd_server import NbdServer
 from .pool import Pool, World
 from .world import load_world
 
 # each registers its methods or handlers
-IMPLEMENTATIONS = ("sessions", "events", "tasks_api", "lifecycle", "snapshots", "objects", "transfers", "metadata", "raw_vdi")
+IMPLEMENTATIONS = (
+    "sessions", "events", "tasks_api", "lifecycle", "snapshots", "objects", "cbt", "nbd_api", "transfers", "metadata",
+    "raw_vdi",
+)
 
 
 def common_port(addresses: list[str]) -> int:
@@ -51,19 +55,21 @@ def member_list(world: World, pool: Pool) -> dict[str, object]:
     }
 
 
-def start(world: World, port: int | None) -> list[Listener]:
+def start(world: World, port: int | None) -> list[Listener | NbdServer]:
     """Make the certificates and listen for every host."""
     authority = Authority(world.state_dir / config.CERTIFICATES)
     world.ca_path = authority.path
     hosts = [(pool, host) for pool in world.pools.values() for host in pool.hosts]
     port = port or common_port([host.address for dummy, host in hosts])
-    listeners = []
+    servers: list[Listener | NbdServer] = []
     for pool, host in hosts:
         host.port = host.port or port
-        host.listener = Listener(pool, host, authority.issue(f"{host.name}.{pool.name}", host.address))
-        host.listener.start()
-        listeners.append(host.listener)
-    return listeners
+        certificate = authority.issue(f"{host.name}.{pool.name}", host.address)
+        host.listener, host.nbd = Listener(pool, host, certificate), NbdServer(pool, host, certificate)
+        servers += host.servers
+    for server in servers:
+        server.start()
+    return servers
 
 
 def write_ready(path: Path, world: World) -> None:
@@ -97,14 +103,14 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *dummy: ended.set())
     world = load_world(description, options.config.resolve().parent, options.state.resolve())
-    listeners = start(world, description.get("port"))
+    servers = start(world, description.get("port"))
     server = control.serve(world, ended.set)
     write_ready(options.ready, world)
     ended.wait()
     options.ready.unlink(missing_ok=True)
     server.shutdown()
-    for listener in listeners:
-        listener.stop()
+    for one in servers:
+        one.stop()
     sys.exit(0)
 
 

@@ -15,6 +15,7 @@ from .world import RESTRICTABLE, guest_of, size_of
 RELEASES = ("8.0", "8.2", "8.3")
 DEVICES = ("pci", "vusb", "vgpu", "vtpm")
 ROLES = ("pool-admin", "pool-operator", "vm-power-admin", "vm-admin", "vm-operator", "read-only")
+PURPOSES = ("nbd", "insecure_nbd")
 STATES = ("Running", "Halted", "Paused", "Suspended")
 MARK = ".simulated-pools"  # in a state folder: lists what beside it was made by this program
 CERTIFICATES = "certificates"
@@ -22,9 +23,9 @@ CERTIFICATES = "certificates"
 # place: (required keys, optional keys)
 KEYS: dict[str, tuple[set[str], set[str]]] = {
     "top": ({"pools"}, {"port"}),
-    "pool": ({"hosts", "networks", "srs"}, {"release", "users", "vms", "restrictions", "suspend_sr"}),
+    "pool": ({"hosts", "networks", "srs"}, {"release", "users", "vms", "restrictions", "suspend_sr", "nbd_lag"}),
     "user": ({"password"}, {"role"}),
-    "network": (set(), {"bridge"}),
+    "network": (set(), {"bridge", "purpose"}),
     "sr": (set(), {"type", "size", "host"}),
     "vm": (set(), {
         "description", "tags", "power_state", "memory", "vcpus", "firmware", "networks", "disks", "guest", "tools",
@@ -79,6 +80,8 @@ def _pool(place: str, pool: Any, base: Path) -> None:
     _one_of(f"{place}: release", str(pool.get("release", "8.3")), RELEASES)
     for restriction in pool.get("restrictions", []):
         _one_of(f"{place}: restrictions", restriction, RESTRICTABLE)
+    if not isinstance(pool.get("nbd_lag", 0), (int, float)):
+        raise ConfigError(f"{place}: nbd_lag: {pool['nbd_lag']!r} is no number of seconds")
     if pool.get("suspend_sr") is not None:
         _one_of(f"{place}: suspend_sr", pool["suspend_sr"], srs)
     for name, user in _named(f"{place}: users", pool.get("users", {})).items():
@@ -86,6 +89,8 @@ def _pool(place: str, pool: Any, base: Path) -> None:
         _one_of(f"{place}, user {name}: role", user.get("role", ROLES[0]), ROLES)
     for name, network in networks.items():
         _keys(f"{place}, network {name}", network or {}, "network")
+        if network and "purpose" in network:
+            _one_of(f"{place}, network {name}: purpose", network["purpose"], PURPOSES)
     for name, sr in srs.items():
         _keys(f"{place}, storage repository {name}", sr, "sr")
         _size(f"{place}, storage repository {name}", sr.get("size", 0))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from . import clock, guest, ha, sessions, tasks
+from . import cbt, clock, guest, ha, sessions, tasks
 from .errors import ApiError
 from .pool import Host, Pool, World
 from .storage import Disk
@@ -69,6 +69,9 @@ class Control:
             pool = self.pool(path[1])
             pool.guests[self._uuid(pool, path[2])] = guest_of(body)
             return body
+        if path[0] == "disks" and path[3:] == ["lose_log"]:
+            cbt.lose_log(self.pool(path[1]), self.vdi(path[1], path[2]))
+            return {"cbt_enabled": False}
         if path == ["sessions", "expire"]:
             return {name: sessions.expire(pool) for name, pool in self.world.pools.items()}
         if path == ["clock", "advance"]:
@@ -99,10 +102,18 @@ class Control:
 
     def disk(self, pool: str, uuid: str) -> Disk:
         """A disk, open for reading."""
-        found = self.pool(pool)
-        if not found.db.find("VDI", uuid=uuid):
+        self.vdi(pool, uuid)
+        storage = self.pool(pool).storage
+        if uuid not in storage:
+            raise Missing(f"the content of disk {uuid} is gone")
+        return storage.open(uuid)
+
+    def vdi(self, pool: str, uuid: str) -> str:
+        """The ref of a disk's UUID."""
+        refs = self.pool(pool).db.find("VDI", uuid=uuid)
+        if not refs:
             raise Missing(f"pool {pool} has no disk {uuid}")
-        return found.storage.open(uuid)
+        return refs[0]
 
     def _advance(self, seconds: float) -> Any:
         clock.advance(seconds)
@@ -114,11 +125,13 @@ class Control:
         listener = host.listener
         if action == "kill":
             host.alive = False
-            listener.stop()
+            for server in host.servers:
+                server.stop()
             ha.kill_effects(pool, host)
         elif action == "start":
             host.alive = True
-            listener.start()
+            for server in host.servers:
+                server.start()
             ha.start_effects(pool, host)
         elif action == "hang":
             listener.hang()

@@ -43,9 +43,7 @@ class Listener:
     def __init__(self, pool: Pool, host: Host, certificate: Path) -> None:
         self._pool = pool
         self._host = host
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._context.load_cert_chain(certificate)
+        self._context = server_context(certificate)
         self._running = threading.Event()
         self._running.set()
         self._connections: set[socket.socket] = set()
@@ -146,6 +144,14 @@ class Listener:
             traceback.print_exc()
             send_page(req, Refused(500, more=f"INTERNAL_ERROR: [ {error!r} ]"))
         return False
+
+
+def server_context(certificate: Path) -> ssl.SSLContext:
+    """TLS as a host speaks it, with the certificate and key of a file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate)
+    return context
 
 
 def reset(connection: socket.socket) -> None:

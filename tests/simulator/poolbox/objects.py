@@ -9,6 +9,7 @@ from typing import Any
 
 from . import lifecycle, space
 from .api import Context, method
+from .cbt import assert_has_data
 from .database import DateTime
 from .errors import ApiError
 from .model import NULL
@@ -105,6 +106,8 @@ def copy_vdi_to(ctx: Context, vdi: str, sr: str, base_vdi: str, into_vdi: str) -
     """A full copy, in an SR or into a disk that is there."""
     if into_vdi == NULL:
         return copy_vdi(ctx, vdi, "copy", None if sr == NULL else sr)
+    for one in (vdi, into_vdi):
+        assert_has_data(ctx.db, one)
     source, target = (ctx.pool.storage.open(ctx.db.field("VDI", one, "uuid")) for one in (vdi, into_vdi))
     with source, target:
         if target.size < source.size:
@@ -118,6 +121,7 @@ def copy_vdi_to(ctx: Context, vdi: str, sr: str, base_vdi: str, into_vdi: str) -
 @method("VDI.resize")
 def resize_vdi(ctx: Context, vdi: str, size: int) -> None:
     """Grow a disk."""
+    assert_has_data(ctx.db, vdi)
     if size < ctx.db.field("VDI", vdi, "virtual_size"):
         raise ApiError("SR_BACKEND_FAILURE_79", "", "VDI Invalid size [opterr=shrinking not allowed]", "")
     ctx.pool.storage.resize(ctx.db.field("VDI", vdi, "uuid"), size)
@@ -128,6 +132,7 @@ def resize_vdi(ctx: Context, vdi: str, size: int) -> None:
 def create_vbd(ctx: Context, record: dict[str, Any]) -> str:
     """A drive."""
     db = ctx.db
+    assert_has_data(db, record["VDI"])
     if record["userdevice"] == "autodetect":
         record["userdevice"] = allowed_vbds(ctx, record["VM"])[0]
     if any(db.field("VBD", ref, "userdevice") == record["userdevice"] for ref in db.field("VM", record["VM"], "VBDs")):

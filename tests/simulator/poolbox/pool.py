@@ -14,6 +14,7 @@ from .model import Release
 
 if TYPE_CHECKING:
     from .http_server import Listener
+    from .nbd_server import NbdServer
     from .storage import Storage
 
 
@@ -28,6 +29,12 @@ class Host:
     alive: bool = True
     emergency: str | None = None
     listener: Listener | None = None
+    nbd: NbdServer | None = None
+
+    @property
+    def servers(self) -> list[Listener | NbdServer]:
+        """What listens on it."""
+        return [server for server in (self.listener, self.nbd) if server]
 
     @property
     def url(self) -> str:
@@ -72,6 +79,7 @@ class Pool:
     # what event.next is to tell a session: from which generation on, which classes
     registered: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     guests: dict[str, Guest] = field(default_factory=dict)  # by UUID; those that are not there do as they are told
+    nbd_lag: float = 0.2  # seconds until a disk that was read by NBD is let go
     # what a background worker does when a task is to be stopped, by task ref
     on_cancel: dict[str, Callable[[], None]] = field(default_factory=dict)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import lifecycle, space
 from .api import Context, method
+from .cbt import assert_has_data
 from .database import Database, DateTime
 from .errors import ApiError
 from .model import EPOCH, NULL
@@ -47,6 +48,7 @@ def copy_vdi(ctx: Context, vdi: str, how: str, sr: str | None = None) -> str:
     """A new VDI by snapshot, clone or copy of its storage."""
     db, storage = ctx.db, ctx.pool.storage
     record, uuid = db.get("VDI", vdi), str(uuids.uuid4())
+    assert_has_data(db, vdi)
     if record["on_boot"] == "reset" and how == "snapshot":
         raise ApiError("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
     if record["sharable"] and how == "snapshot":
@@ -56,8 +58,10 @@ def copy_vdi(ctx: Context, vdi: str, how: str, sr: str | None = None) -> str:
         storage.copy(record["uuid"], uuid)
     elif storage.depth(record["uuid"]) >= LONGEST_CHAIN:
         raise ApiError("SR_BACKEND_FAILURE_109", "", "The snapshot chain is too long", "")
-    else:
+    elif how == "snapshot":
         storage.snapshot(record["uuid"], uuid)
+    else:
+        storage.clone(record["uuid"], uuid)
     fields = {name: value for name, value in record.items() if name not in ("VBDs", "snapshots", "crash_dumps")}
     taken = how == "snapshot"
     fields.update(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .layers import COPY_STEP, Layer, Ranges, copy_extents, file_extents, steps
+from .tracking import Tracking
 
 Buffer = bytes | bytearray | memoryview
 EDIT_STEP = 4096
@@ -106,6 +107,7 @@ class Storage:
         self._volumes: dict[str, Volume] = {}
         self._mirrored: dict[str, Path] = {}
         self._numbers = itertools.count(1)
+        self._tracking = Tracking()
 
     def __contains__(self, uuid: str) -> bool:
         return uuid in self._volumes
@@ -153,19 +155,30 @@ class Storage:
                     _write_back(image, disk)
 
     def snapshot(self, source: str, target: str) -> None:
-        """Make `target` the content `source` has now; costs neither space nor time. The source may be in use."""
+        """Make `target` the content `source` has now; costs neither space nor time. The source may be in use.
+
+        A log of changes, if the source has one, goes to the target, and the source begins another.
+        """
         self._refresh(source)
+        with self._lock:  # no write may come between content and log
+            self._share(source, target)
+            self._tracking.split(source, target)
+
+    def clone(self, source: str, target: str) -> None:
+        """Make `target` the content `source` has now, without a log of changes."""
+        self._refresh(source)
+        self._share(source, target)
+
+    def _share(self, source: str, target: str) -> None:
         with self._lock:
             volume = self._volumes[source]
             self._add(target, volume.size, volume.layer)
-
-    clone = snapshot
 
     def copy(self, source: str, target: str) -> None:
         """Make `target` an independent copy that shares nothing with `source`."""
         with self._lock:
             frozen = f"{source}.{next(self._numbers)}"
-            self.snapshot(source, frozen)
+            self.clone(source, frozen)
             volume = self._volumes[frozen]
         layer = self._new_layer(None)
         for part, start, end in self.resolve(volume, 0, volume.size):
@@ -181,9 +194,17 @@ class Storage:
             if size < volume.size:
                 raise ValueError("a disk cannot shrink")
             volume.size = size
+            self._tracking.grow(uuid, size)
 
     def destroy(self, uuid: str) -> None:
-        """Remove a disk and every layer nobody else needs, at once or when its last handle is closed."""
+        """Remove a disk, whose content may be gone already, and its log of changes."""
+        with self._lock:
+            if uuid in self._volumes or uuid not in self._tracking:
+                self.drop_data(uuid)
+            self._tracking.remove(uuid)
+
+    def drop_data(self, uuid: str) -> None:
+        """Remove a disk's content and every layer nobody else needs, at once or when its last handle is closed."""
         with self._lock:
             volume = self._volumes.pop(uuid)
             self._mirrored.pop(uuid, None)
@@ -238,6 +259,23 @@ class Storage:
                 ranges += layer.extents(0, size) if layer.parent is None else layer.held
         return sorted((start, end - start) for start, end in ranges)
 
+    def track(self, uuid: str) -> None:
+        """Keep a log of the blocks that are written to a disk from now on."""
+        self._refresh(uuid)
+        with self._lock:
+            self._tracking.start(uuid, self._volumes[uuid].size)
+
+    def untrack(self, uuid: str) -> None:
+        """End a disk's log; those of its snapshots stay."""
+        with self._lock:
+            self._tracking.remove(uuid)
+
+    def changed_blocks(self, older: str, newer: str) -> bytes:
+        """The bitmap of what was written after `older` and until `newer`, as their logs say. Raises Unrelated."""
+        self._refresh(newer)
+        with self._lock:
+            return self._tracking.changed(older, newer)
+
     @contextmanager
     def edit(self, uuid: str) -> Iterator[Path]:
         """Lend the disk as one flat image file; what the caller changed in it is written back to the disk."""
@@ -270,6 +308,7 @@ class Storage:
                 child.volumes.add(volume)
                 volume.layer = layer = child
             layer.write(offset, data)
+            self._tracking.mark(volume.uuid, offset, offset + len(data))
 
     def release(self, volume: Volume) -> None:
         """Take a handle back."""

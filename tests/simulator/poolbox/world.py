@@ -27,7 +27,7 @@ SM_FEATURES = (
     "VDI_SNAPSHOT", "VDI_ACTIVATE", "VDI_DEACTIVATE", "VDI_UPDATE", "VDI_CONFIG_CBT", "VDI_RESET_ON_BOOT",
 )
 RESTRICTABLE = ("cbt", "checkpoint", "vtpm", "zstd_export")
-WITHOUT_CBT = ("iso", "udev", "linstor")
+WITHOUT_CBT = ("iso", "udev", "shm", "dummy", "hba", "iscsi", "linstor", "cephfs", "glusterfs", "moosefs")
 
 
 def size_of(value: int | str) -> int:
@@ -76,6 +76,7 @@ class Builder:
             for user, one in self.config.get("users", {"root": {"password": "secret"}}).items()
         }
         self.pool = Pool(self.name, self.db, storage, [], NULL, FaultBook(), accounts, self.state)
+        self.pool.nbd_lag = float(self.config.get("nbd_lag", self.pool.nbd_lag))
         self.networks = {name: self._network(name, one or {}) for name, one in self.config["networks"].items()}
         for host in self.config["hosts"]:
             self._host(host, next(addresses))
@@ -103,6 +104,7 @@ class Builder:
         return self.db.create(
             "network", uuid=stable_uuid(self.name, "network", name), name_label=name, managed=True, MTU=1500,
             bridge=one.get("bridge", f"xenbr{number}"), default_locking_mode="unlocked",
+            purpose=[one["purpose"]] if "purpose" in one else [],
         )
 
     def _host(self, name: str, address: str) -> None:
@@ -132,22 +134,18 @@ class Builder:
         db.set("host", ref, control_domain=dom0)
         self.pool.hosts.append(Host(ref, name, address))
         for number, network in enumerate(self.networks.values()):
+            served = number == 0 or bool(db.field("network", network, "purpose"))  # a host has no other address
             mac = f"02:00:00:00:{int(address.rsplit('.', 1)[1]):02x}:{number:02x}"
             db.create(
                 "PIF", device=f"eth{number}", network=network, host=ref, MAC=mac, physical=True, VLAN=-1, MTU=1500,
-                management=number == 0, IP=address if number == 0 else "", currently_attached=True,
-                ip_configuration_mode="Static" if number == 0 else "None", managed=True, primary_address_type="IPv4",
+                management=number == 0, IP=address if served else "", currently_attached=True,
+                ip_configuration_mode="Static" if served else "None", managed=True, primary_address_type="IPv4",
                 metrics=db.create("PIF_metrics", carrier=True, last_updated=DateTime.now()),
             )
 
     def _sr(self, name: str, one: dict[str, Any]) -> str:
         db, kind = self.db, one.get("type", "nfs")
-        if not db.find("SM", type=kind):
-            features = [feature for feature in SM_FEATURES if feature != "VDI_CONFIG_CBT" or kind not in WITHOUT_CBT]
-            db.create(
-                "SM", name_label=kind.upper(), type=kind, vendor="Simulated", version="1.0",
-                required_api_version="1.1", features={feature: 1 for feature in features}, capabilities=features,
-            )
+        add_driver(db, kind)
         host = one.get("host")
         ref = db.create(
             "SR", uuid=stable_uuid(self.name, "SR", name), name_label=name, type=kind, shared=host is None,
@@ -251,6 +249,17 @@ class Builder:
             shutil.rmtree(tree)
         else:
             storage.create(uuid, size)
+
+
+def add_driver(db: Database, kind: str) -> None:
+    """The driver of a type of storage repositories, unless it is there."""
+    if db.find("SM", type=kind):
+        return
+    features = [feature for feature in SM_FEATURES if feature != "VDI_CONFIG_CBT" or kind not in WITHOUT_CBT]
+    db.create(
+        "SM", name_label=kind.upper(), type=kind, vendor="Simulated", version="1.0", required_api_version="1.1",
+        features={feature: 1 for feature in features}, capabilities=features,
+    )
 
 
 def guest_of(described: dict[str, Any]) -> Guest:

@@ -25,6 +25,7 @@ from poolbox.http_server import Listener
 from poolbox.pool import Account, Host, Pool
 from poolbox.sessions import open_session
 from poolbox.storage import Storage
+from poolbox.world import add_driver
 from poolbox.xmlvalue import from_element
 
 MIB = 1 << 20
@@ -239,6 +240,7 @@ def build_lab(release: str, authority: Authority, folder: Path) -> Lab:
                                 ("thick", "lvm", hosts), ("iso", "iso", hosts)):
         refs[name] = db.create("SR", name_label=name, type=kind, physical_size=1 << 42, sm_config={},
                                content_type="iso" if kind == "iso" else "user")
+        add_driver(db, kind)
         for host in seen_by:
             db.create("PBD", host=host.ref, SR=refs[name], currently_attached=True)
     db.create("pool", name_label="lab", master=hosts[0].ref, default_SR=refs["nfs"])

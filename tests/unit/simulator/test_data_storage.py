@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from poolbox.layers import FILE_SPAN, Ranges
 from poolbox.storage import Storage
+from poolbox.tracking import BLOCK
 
 TIB = 1 << 40
 
@@ -235,3 +237,42 @@ def test_tree_becomes_a_file_system_that_can_be_edited(storage: Storage, tmp_pat
             shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             subprocess.run(["/usr/sbin/e2fsck", "-fn", str(image)], check=True, capture_output=True)
         assert shown == expected
+
+
+def test_a_log_of_changes_of_a_huge_disk_is_small(storage: Storage) -> None:
+    storage.create("live", 16 * TIB)
+    storage.track("live")
+    storage.snapshot("live", "base")
+    with storage.open("live") as disk:
+        for number in range(16):
+            disk.pwrite(number * TIB + BLOCK, b"far away")
+    bitmap = storage.changed_blocks("base", "live")
+    assert len(bitmap) == 16 * TIB // BLOCK // 8
+    assert [bitmap[number * len(bitmap) // 16] for number in range(16)] == [0x40] * 16
+    assert bitmap.count(0) == len(bitmap) - 16
+
+
+def test_no_write_falls_between_a_snapshot_and_its_log(storage: Storage) -> None:
+    storage.create("live", 64 * BLOCK)
+    storage.track("live")
+    stop = threading.Event()
+
+    def keep_writing() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            with storage.open("live") as disk:
+                disk.pwrite(number % 64 * BLOCK, number.to_bytes(8, "big"))
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    names = [f"snap{number}" for number in range(25)]
+    for name in names:
+        storage.snapshot("live", name)
+    stop.set()
+    writer.join()
+    for older, newer in itertools.pairwise([*names, "live"]):
+        told = "".join(f"{byte:08b}" for byte in storage.changed_blocks(older, newer))
+        with storage.open(older) as before, storage.open(newer) as after:
+            differ = [n for n in range(64) if before.pread(n * BLOCK, 8) != after.pread(n * BLOCK, 8)]
+        assert all(told[block] == "1" for block in differ)
