@@ -100,6 +100,15 @@ points:
       description: Why it does not count, or V(null).
       type: str
       sample: null
+    holds:
+      description: Reasons for which no policy removes it.
+      type: list
+      elements: str
+      sample: [before-upgrade]
+    marked:
+      description: Whether a prune run marked it for removal.
+      type: bool
+      sample: false
     method:
       description: How the VM was brought to the moment. Returned when an identity opens the metadata.
       type: str
@@ -162,6 +171,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.guestark.xen.plugins.module_utils import arguments, results
 from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import describe_point, find_uuids
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS
+from ansible_collections.guestark.xen.plugins.module_utils.repository.marks import read_holds, read_marks
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.repository.sealed import verify_sealed
@@ -173,10 +183,15 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     identities, signers = arguments.identities(options), arguments.signers(options)
     repository = Repository.open(PosixStore(options["repository"]))
     uuids = find_uuids(repository, options["vm"], identities)
-    records = [one for uuid in uuids for one in repository.points(uuid, signers)]
-    found = [describe_point(repository, one, identities) for one in records]
-    for point in found:
-        point.update({name: results.rfc3339(point[name]) for name in ("started", "committed")})
+    records, found = [], []
+    for uuid in uuids:
+        points, holds = repository.points(uuid, signers), read_holds(repository.store, uuid)
+        marked = {point for mark in read_marks(repository.store, uuid) for point in mark.points}
+        for one in points:
+            point = describe_point(repository, one, identities)
+            point.update({name: results.rfc3339(point[name]) for name in ("started", "committed")})
+            found.append({**point, "holds": holds.get(one.point, []), "marked": one.point in marked})
+        records += points
     if not options["seal"]:
         return {"points": found}
     return {"points": found, "findings": [finding._asdict() for finding in verify_sealed(repository, records)]}
