@@ -80,6 +80,14 @@ points:
       description: Why the point is a full one. Returned where an identity opens the metadata of such a point.
       type: str
       sample: it is the VM's first restore point
+    changes_by:
+      description: How an incremental point found what changed, V(cbt) or V(digest). Returned where an identity opens its metadata.
+      type: str
+      sample: digest
+    changes_reason:
+      description: Why everything was read although the pool was to track what changes. Returned where that was so.
+      type: str
+      sample: No network of the pool is for NBD
     started:
       description: Moment from which the point's age counts, RFC 3339.
       type: str

@@ -45,6 +45,15 @@ attributes:
       - With O(max_age), a restore point that is young enough is left as it is. Without it, every run makes another one.
       - With O(dest), a file that exists is left as it is unless O(force=true).
 options:
+  change_tracking:
+    description:
+      - Let the pool note what changes on the VM's disks (changed block tracking), so that the next backup reads only that, over NBD.
+      - It is switched on for the VM's disks and stays on. The snapshot's content is removed after the backup; what stays of it takes no
+        space, and the next backup replaces it.
+      - It takes storage that can do it, a licence that allows it, and a network with the purpose V(nbd). Where one of them lacks, or the
+        storage lost track, everything is read and compared, with a warning that says why, and RV(point.changes_reason).
+    type: bool
+    default: false
   downtime:
     description:
       - How long O(method=offline) keeps the guest down.
@@ -170,6 +179,16 @@ point:
       description: Why the point is a full one. Returned when this task made one.
       type: str
       sample: it is the VM's first restore point
+    changes_by:
+      description:
+        - How an incremental point found what changed. V(cbt), by what the pool tracked; V(digest), by reading everything and comparing
+          digests. Returned when this task made one.
+      type: str
+      sample: cbt
+    changes_reason:
+      description: Why everything was read despite O(change_tracking=true).
+      type: str
+      sample: No network of the pool is for NBD
     method:
       description: How the VM was brought to the moment. Returned when the point was made by this task.
       type: str
@@ -279,7 +298,9 @@ def order_of(module: AnsibleModule, client: PoolClient) -> BackupOrder:
     vm = find_vm(client, name=options["name"], uuid=options["uuid"])
     frozen = Moment("quiesced", **options["freeze"]) if options["freeze"] else None
     subject = Subject(vm, arguments.wish(options), options["snapshot"], frozen, TOOL)
-    return BackupOrder(subject, max_age, options["stall_timeout"], arguments.identities(options))
+    return BackupOrder(
+        subject, max_age, options["stall_timeout"], arguments.identities(options), options["change_tracking"]
+    )
 
 
 def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
@@ -293,7 +314,7 @@ def described(vm: dict[str, Any], result: BackupResult) -> dict[str, Any]:
         stats = meta["stats"]
         point.update(
             read_bytes=stats["read_bytes"], stored_bytes=result.stored_bytes, seconds=stats["seconds"],
-            **({"reason": meta["reason"]} if "reason" in meta else {}),
+            **{name: meta[name] for name in ("reason", "changes_by", "changes_reason") if name in meta},
             **(result.moment.facts() if result.moment else {}),
         )
     return point
@@ -358,6 +379,7 @@ def main() -> None:
             "snapshot": {"type": "str"},
             "freeze": {"type": "dict", "options": FREEZE},
             "max_age": {"type": "str"},
+            "change_tracking": {"type": "bool", "default": False},
             "dest": {"type": "path"},
             "force": {"type": "bool", "default": False},
         },

@@ -7,25 +7,28 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence, Union
 
 from ..age.sshsig import AllowedSigners
 from ..repository.lease import Lease
 from ..repository.point_writer import PointWriter, WriterKeys
 from ..repository.record import PointRecord
 from ..repository.repository import Repository
-from ..source.export_stream import open_export
+from ..source.export_stream import ExportStream, open_export
+from ..source.tracked import TrackedSource, open_tracked
 from ..xapi.client import PoolClient
 from ..xapi.errors import PoolError
 from ..xapi.moments import SATISFIES, Moment
+from ..xapi.tracking import forget
 from ..xva.ova import Ova, OvaDisk
-from .blocks import Unchanged, all_blocks, changed_blocks
-from .capture import Source, Subject, heal, source_of
+from .blocks import BlockOut, Unchanged, all_blocks, changed_blocks
+from .capture import Source, Subject, begin_tracking, heal, source_of
 from .catalog import examine
-from .chain import FIRST_POINT, Found, chain_labels, find_base, leaves_nothing_out
+from .chain import Found, chain_labels, find_base, leaves_nothing_out
 from .description import canonical_labels, description_of
 from .errors import naming
 from .progress import Progress
+from .tracked import tracked_blocks
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,14 @@ class BackupOrder:
     """What to protect and how.
 
     ``max_age``: a valid point younger than this is enough. ``catalog``: identities that open the metadata of earlier
-    points.
+    points. ``tracking``: the pool may note what changes on the VM's disks.
     """
 
     subject: Subject
     max_age: Optional[timedelta] = None
     stall_timeout: float = 300.0
     catalog: Sequence[Any] = ()
+    tracking: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,12 @@ def back_up(
         if chain.base:
             stack.enter_context(chain.base)
         point = stack.enter_context(repository.new_point(vm["uuid"], keys, signers=signers))
+        untracked = begin_tracking(client, subject, order.tracking)
         with source_of(client, subject, str(point.point), progress, warnings) as source:
-            record = _export(client, point, order, source, chain, progress, warnings)
+            source.tracked = untracked == ""
+            record = _export(client, point, order, source, replace(chain, untracked=untracked), progress, warnings)
+        if source.tracked:
+            forget(client, vm["uuid"], {str(one.point) for one in repository.points(vm["uuid"])} - {str(record.point)})
     if source.moment.degraded:
         warnings.append("Degraded: %s" % source.moment.degraded)
     return BackupResult(True, record, point.metadata, source.moment, point.stored_bytes, warnings)
@@ -117,15 +125,15 @@ def _export(
     vm = order.subject.vm
     record = client.call("VM.get_record", source.ref)
     origins = _origins(client, record)
-    with open_export(client, source.ref, order.stall_timeout, vm["name_label"], source.memory) as stream:
+    with ExitStack() as stack:
+        tracked, chain = _open_tracked(client, order, source, chain, origins, stack)
+        stream = tracked or stack.enter_context(
+            open_export(client, source.ref, order.stall_timeout, vm["name_label"], source.memory)
+        )
         labels, chain = _labels(stream.ova, origins, chain)
         point.put_ova(description_of(stream.ova, labels, vm), chain.base)
         progress.phase("export")
-        kind = chain.base.meta["checksums"] if chain.base else ""
-        outs = (
-            changed_blocks(stream, labels, progress, chain.base, kind) if chain.base else all_blocks(stream, labels, progress)
-        )
-        for out in outs:
+        for out in _blocks(stream, labels, progress, chain):
             if isinstance(out.unit, Unchanged):
                 point.keep_block(out.label, out.number, out.unit.digest)
             else:
@@ -134,17 +142,15 @@ def _export(
         disks = [_describe_disk(disk, labels[disk.label], origins) for disk in stream.ova.disks]
     if not disks:
         warnings.append("The VM has no disk of its own: the point holds its description alone.")
-    warnings += chain.problems
-    if not chain.base and chain.reason != FIRST_POINT:
-        warnings.append("Everything was read and stored again: %s." % chain.reason)
+    warnings += chain.all_warnings()
     progress.phase("commit")
     return point.commit({
         "vm": {name: vm[name] for name in ("uuid", "name_label", "name_description", "tags")}
         | {"power_state": source.power_state},
         "host": _describe_pool(client),
         **source.moment.facts(),
-        **({} if chain.base else {"reason": chain.reason}),
-        "checksums": kind or stream.checksum_kind,
+        **chain.facts("cbt" if tracked else "digest"),
+        "checksums": chain.base.meta["checksums"] if chain.base else stream.checksum_kind,  # type: ignore[union-attr]
         "snapshot_uuid": record["uuid"],
         "snapshot_time": str(record["snapshot_time"]),
         "disks": disks,
@@ -152,6 +158,35 @@ def _export(
         "warnings": warnings,
         "stats": {"read_bytes": read, "seconds": round(time.monotonic() - began, 3)},
     })
+
+
+def _open_tracked(
+    client: PoolClient, order: BackupOrder, source: Source, chain: Found, origins: Mapping[str, str], stack: ExitStack
+) -> tuple[Optional[TrackedSource], Found]:
+    """The snapshot as its storage tracked it since the base; None where that cannot be had, and the chain says why."""
+    if not chain.base or not source.tracked:
+        return None, chain
+    if source.memory:
+        return None, replace(chain, untracked="the memory of a guest is not tracked")
+    before = {disk["vdi_uuid"]: disk["snapshot_vdi_uuid"] for disk in chain.base.meta["disks"]}
+    earlier = {snapshot: before[disk] for snapshot, disk in origins.items() if disk in before}
+    try:
+        found = stack.enter_context(
+            open_tracked(client, source.ref, earlier, order.stall_timeout, order.subject.vm["name_label"])
+        )
+    except PoolError as error:
+        return None, replace(chain, untracked=str(error).rstrip("."))
+    return (found, chain) if _labels(found.ova, origins, chain)[1].base else (None, chain)
+
+
+def _blocks(
+    stream: Union[TrackedSource, ExportStream], labels: dict[str, str], progress: Progress, chain: Found
+) -> Iterator[BlockOut]:
+    if isinstance(stream, TrackedSource) and chain.base:
+        return tracked_blocks(stream, labels, progress, chain.base, chain.base.meta["checksums"])
+    if chain.base:
+        return changed_blocks(stream, labels, progress, chain.base, chain.base.meta["checksums"])
+    return all_blocks(stream, labels, progress)
 
 
 def _labels(ova: Ova, origins: Mapping[str, str], chain: Found) -> tuple[dict[str, str], Found]:

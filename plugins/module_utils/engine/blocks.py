@@ -11,7 +11,7 @@ from ..repository.index import IndexRecord
 from ..repository.layers import Layers
 from ..repository.units import EncodedUnit, encode_block, zero_digest
 from ..source.export_stream import ExportStream
-from ..xva.ova import OvaDisk
+from ..xva.ova import Ova, OvaDisk
 from ..xva.reader import Block
 from ..xva.writer import BLOCK
 from .archive import check_block
@@ -53,7 +53,7 @@ def all_blocks(stream: ExportStream, labels: dict[str, str], progress: Progress)
             labels[block.label], block.offset // BLOCK, block.data, block.checksum_kind, block.checksum
         )
 
-    done = _Advance(stream, progress)
+    done = Advance(stream.ova, progress)
     for block, unit in ordered(stream.blocks(), encode):
         yield BlockOut(labels[block.label], block.offset // BLOCK, unit, unit.plain_len)
         done.reached(block.label, block.offset + unit.plain_len)
@@ -71,7 +71,7 @@ def changed_blocks(
         size = min(BLOCK, pair.disk.virtual_size - pair.number * BLOCK)
         data = bytes(size) if pair.block is None else pair.block.data
         digest, label, read = hashlib.sha256(data).digest(), labels[pair.disk.label], size if pair.block else 0
-        if not _has_to_be_stored(pair) and digest == (pair.before.digest if pair.before else zero_digest(size)):
+        if is_unchanged(pair.disk, pair.number, digest, pair.before):
             # what is known by its SHA-256 came whole: its own checksum can tell nothing more
             return None if digest == zero_digest(size) else BlockOut(label, pair.number, Unchanged(digest), read)
         given = None
@@ -80,7 +80,7 @@ def changed_blocks(
             given = pair.block.checksum if pair.block.checksum_kind == kind else None
         return BlockOut(label, pair.number, encode_block(label, pair.number, data, kind, given, digest), read)
 
-    done = _Advance(stream, progress)
+    done = Advance(stream.ova, progress)
     for pair, out in ordered(_pairs(stream, labels, base), lambda pair: (pair, encode(pair))):
         if out:
             yield out
@@ -109,22 +109,29 @@ def _pairs(stream: ExportStream, labels: dict[str, str], base: Layers) -> Iterat
                     before = next(befores, None)
 
 
-def _has_to_be_stored(pair: _Pair) -> bool:
+def is_unchanged(disk: OvaDisk, number: int, digest: bytes, before: Optional[IndexRecord]) -> bool:
+    """Whether a layer can leave a block out: it is what it was, ``before`` (None: zero)."""
+    size = min(BLOCK, disk.virtual_size - number * BLOCK)
+    return not has_to_be_stored(disk, number, before) and digest == (before.digest if before else zero_digest(size))
+
+
+def has_to_be_stored(disk: OvaDisk, number: int, before: Optional[IndexRecord]) -> bool:
     """Every layer has both ends of a disk, and anew what was a shorter last block before its disk grew."""
-    last = -(-pair.disk.virtual_size // BLOCK) - 1
-    return pair.number in (0, last) or bool(pair.before and pair.before.short)
+    last = -(-disk.virtual_size // BLOCK) - 1
+    return number in (0, last) or bool(before and before.short)
 
 
-class _Advance:
+class Advance:
     """Says how far a walk over all disks is."""
 
-    def __init__(self, stream: ExportStream, progress: Progress) -> None:
+    def __init__(self, ova: Ova, progress: Progress) -> None:
         self._progress = progress
         self._starts: dict[str, int] = {}
         self._total = 0
-        for disk in stream.ova.disks:  # where each begins when all are laid one behind the other
+        for disk in ova.disks:  # where each begins when all are laid one behind the other
             self._starts[disk.label] = self._total
             self._total += disk.virtual_size
 
     def reached(self, label: str, offset: int) -> None:
+        """All before this offset of the disk with this label in the export is done."""
         self._progress.advance(self._starts[label] + offset, self._total)

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Iterator, Optional
 from uuid import uuid4
 
-from ..xapi import moments, snapshots
+from ..xapi import moments, snapshots, tracking
 from ..xapi.client import PoolClient
-from ..xapi.errors import NotFound, PoolError
+from ..xapi.errors import NotFound, PoolError, XapiError
 from ..xapi.moments import Moment, Wish
 from ..xapi.power import HALTED, SUSPENDED, Hold, give_back, hold, stop
 from .progress import Progress
@@ -42,12 +42,14 @@ class Subject:
 class Source:
     """What to export: the ``ref`` of a halted or suspended VM or snapshot, and what its moment is worth.
 
-    ``power_state``: what the VM was before.
+    ``power_state``: what the VM was before. ``tracked``: the log of changed blocks of its disks is to be kept, for the
+    next backup; set by who knows that they have one, and of no effect where the snapshot is not ours.
     """
 
     ref: str
     moment: Moment
     power_state: str
+    tracked: bool = False
 
     @property
     def memory(self) -> bool:
@@ -77,13 +79,27 @@ def source_of(
     expiry = (datetime.now(timezone.utc) + SNAPSHOT_LIFE).strftime("%Y-%m-%dT%H:%M:%SZ")
     mark = snapshots.Mark(subject.tool.get("name", "guestark"), str(uuid4()), point, expiry)
     ref, moment = moments.take(client, planned, "guestark %s" % point, mark, subject.scope)
+    source = Source(ref, moment, subject.vm["power_state"])
     try:
-        yield Source(ref, moment, subject.vm["power_state"])
+        yield source
     except BaseException:
         _remove_snapshot(client, ref, warnings)
         raise
     progress.phase("clean up")
-    _remove_snapshot(client, ref, warnings)
+    _remove_snapshot(client, ref, warnings, source.tracked)
+
+
+def begin_tracking(client: PoolClient, subject: Subject, wanted: bool) -> Optional[str]:
+    """Have the pool track what changes on the VM's disks; returns why it does not, empty when it does, None: not wanted."""
+    if not wanted:
+        return None
+    if subject.snapshot_uuid or (subject.wish.method, subject.wish.downtime) == ("offline", "backup"):
+        return "there is no snapshot of this run of which a log could be kept"
+    try:
+        tracking.track(client, subject.vm)
+    except PoolError as error:
+        return str(error).rstrip(".")
+    return ""
 
 
 def heal(client: PoolClient, subject: Subject, warnings: list[str]) -> Subject:
@@ -142,8 +158,17 @@ def _named_snapshot(client: PoolClient, subject: Subject) -> Source:
     return Source(ref, moments.judged(subject.wish, moment, vm["name_label"], before), before)
 
 
-def _remove_snapshot(client: PoolClient, ref: str, warnings: list[str]) -> None:
+def _remove_snapshot(client: PoolClient, ref: str, warnings: list[str], keep_logs: bool = False) -> None:
+    def keep(vdi: str) -> bool:
+        try:
+            tracking.keep_log(client, vdi)
+        except XapiError as error:
+            if error.code != "VDI_NO_CBT_METADATA":  # the memory of a checkpoint has none
+                warnings.append("The next backup has to read everything: %s" % error)
+            return False
+        return True
+
     try:
-        snapshots.remove(client, ref)
+        snapshots.remove(client, ref, keep if keep_logs else None)
     except PoolError as error:
         warnings.append("The snapshot could not be removed, the VM's next run will try again: %s" % error)

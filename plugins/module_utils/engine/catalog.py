@@ -96,8 +96,10 @@ def examine(
     return record, meta
 
 
-# what the metadata hold of how the moment was had, where there is something to tell
-OF_THE_MOMENT = ("reason", "degraded", "down_seconds", "frozen_seconds", "excluded", "group", "skew_seconds")
+# what the metadata hold of how moment and changes were had, where there is something to tell
+OF_THE_MOMENT = (
+    "reason", "changes_by", "changes_reason", "degraded", "down_seconds", "frozen_seconds", "excluded", "group", "skew_seconds",
+)
 
 
 def describe_point(repository: Repository, record: PointRecord, identities: Sequence[Any]) -> dict[str, Any]:

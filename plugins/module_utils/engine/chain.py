@@ -28,12 +28,30 @@ FIRST_POINT = "it is the VM's first restore point"
 class Found:
     """What a new point is laid over: ``base``, to be closed by the caller, or None and the ``reason``.
 
-    ``problems``: earlier points that had to be passed over because something is wrong with them.
+    ``problems``: earlier points that had to be passed over because something is wrong with them. ``untracked``: why the
+    pool cannot say what changed; empty when it can, None when it was not to.
     """
 
     base: Optional[Layers]
     reason: str = ""
     problems: Sequence[str] = ()
+    untracked: Optional[str] = None
+
+    def facts(self, changes_by: str) -> dict[str, str]:
+        """What the new point's metadata say of how it was made; ``changes_by``: ``cbt`` or ``digest``."""
+        if not self.base:
+            return {"reason": self.reason}
+        return {"changes_by": changes_by, **({"changes_reason": self.untracked} if self.untracked else {})}
+
+    def all_warnings(self) -> list[str]:
+        """What an operator must know."""
+        found = list(self.problems)
+        if not self.base and self.reason != FIRST_POINT:
+            found.append("Everything was read and stored again: %s." % self.reason)
+        if self.untracked:
+            text = "Everything was read and compared: %s." if self.base else "What changes is not tracked: %s."
+            found.append(text % self.untracked)
+        return found
 
 
 def find_base(

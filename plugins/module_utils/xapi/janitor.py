@@ -12,10 +12,8 @@ from .client import PoolClient
 from .errors import PoolError
 from .inventory import is_guest
 from .power import MOMENT, Hold, give_back
-from .snapshots import Leftover
+from .snapshots import WIRE_TIME, Leftover
 from .tasks import TASK_MARK, end
-
-WIRE_TIME = "%Y%m%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,20 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, Iterable, Mapping, Optional
+from datetime import datetime, timezone
+from typing import Any, Callable, Iterable, Mapping, Optional
 
 from .client import PoolClient, pauses
 from .errors import OutcomeUnknown, PoolError, XapiError
 from .tasks import call_async
 
 PREFIX = "guestark:"
+WIRE_TIME = "%Y%m%dT%H:%M:%SZ"
 OBJECT = PREFIX + "object"  # the marked object's own UUID: copies of other_config (clone, restore) are no marks
 VM = PREFIX + "vm"
 TAKING = PREFIX + "taking"  # on a VM whose snapshot is being taken: the snapshot inherits it before it can be marked
+METADATA = "cbt_metadata"  # type of a snapshot's disk of which only the log of changed blocks is left
+KEPT_SECONDS = 31 * 24 * 3600.0  # how long such a log is left alone: the next backup replaces it
 BUSY_SECONDS = 60.0  # hosts let go of a disk some time after its export has ended
 BUSY = frozenset(("VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS", "SR_BACKEND_FAILURE_24", "SR_BACKEND_FAILURE_46"))
 
@@ -111,11 +115,11 @@ def take(
     return ref
 
 
-def remove(client: PoolClient, ref: str) -> None:
+def remove(client: PoolClient, ref: str, keep: Optional[Callable[[str], bool]] = None) -> None:
     """Destroy a snapshot, or any halted VM, and its disks; what is gone already is no error.
 
-    A disk that another VM uses stays. A disk that is still busy after an export is tried for a minute. Raises
-    XapiError naming what stays, after everything else went.
+    A disk that another VM uses stays. A disk that is still busy after an export is tried for a minute. A disk of which
+    ``keep`` says so is not destroyed. Raises XapiError naming what stays, after everything else went.
     """
     try:
         record = client.call("VM.get_record", ref)
@@ -130,6 +134,8 @@ def remove(client: PoolClient, ref: str) -> None:
     _destroy(client, "VM", ref, "VM %s" % name)
     stays: list[XapiError] = []
     for vdi in disks:
+        if keep and keep(vdi):
+            continue
         try:
             _destroy(client, "VDI", vdi, "disk %s of %s" % (vdi, name))
         except XapiError as error:
@@ -155,7 +161,7 @@ def leftovers(client: PoolClient, vm_ref: Optional[str] = None) -> list[Leftover
             found.append(_leftover("VM", ref, record, mark))
     for ref, record in client.call("VDI.get_all_records").items():
         mark = Mark.read(record)
-        if mark and record["is_a_snapshot"] and ref not in covered:
+        if mark and record["is_a_snapshot"] and ref not in covered and not _in_use(record):
             found.append(_leftover("VDI", ref, record, mark))
     return [leftover for leftover in found if wanted in (None, leftover.vm_uuid)]
 
@@ -166,6 +172,12 @@ def remove_leftover(client: PoolClient, leftover: Leftover) -> None:
         remove(client, leftover.ref)
     else:
         _destroy(client, "VDI", leftover.ref, "disk %s" % leftover.name)
+
+
+def _in_use(record: Mapping[str, Any]) -> bool:
+    """Whether a disk is what the next backup compares with."""
+    taken = datetime.strptime(str(record["snapshot_time"]), WIRE_TIME).replace(tzinfo=timezone.utc)
+    return record["type"] == METADATA and (datetime.now(timezone.utc) - taken).total_seconds() < KEPT_SECONDS
 
 
 def _leftover(kind: str, ref: str, record: Mapping[str, Any], mark: Mark) -> Leftover:

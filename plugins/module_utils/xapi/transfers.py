@@ -23,6 +23,7 @@ from .connection import Endpoint, HostConnection, reason
 from .errors import OutcomeUnknown, PoolError, TransferError, XapiError
 from .tasks import ENDING_SECONDS, Task, wait
 
+MOST_DESCRIPTION = 64 * 1024 * 1024  # bytes of an archive without disks
 PIECE = 1048576
 REDIRECTS = 3
 EXPLAINING_SECONDS = 2.0  # the task ends a moment after its stream
@@ -134,6 +135,17 @@ def export_vm(
         # the task is asked while the stream is open: closing the stream would be its failure
         with connection, closing(response), _explained(task, "Export", subject):
             yield Export(connection.sock, response, client, task, stall_timeout, subject)
+
+
+def export_description(client: PoolClient, ref: str, timeout: float, subject: str) -> bytes:
+    """The export of a VM or snapshot without its disks: an archive that holds ova.xml alone. Raises as export_vm()."""
+    query = {"ref": ref, "export_snapshots": "false"}
+    connection, response = _open(client, "GET", "/export_metadata", query, timeout, subject)
+    with connection, closing(response):
+        try:
+            return response.read(MOST_DESCRIPTION)
+        except (OSError, http.client.HTTPException) as error:
+            raise _broken("export", subject, error, 0, timeout) from error
 
 
 def import_vm(

@@ -176,7 +176,8 @@ def state(pool: Pool) -> dict[str, Any]:
         "sessions": db.count("session"),
         "tasks": {ref: db.field("task", ref, "status") for ref in db.refs("task")},
         "snapshots": [db.field("VM", ref, "name_label") for ref in db.find("VM", is_a_snapshot=True)],
-        "snapshot_vdis": len(db.find("VDI", is_a_snapshot=True)),
+        "snapshot_vdis": len(db.find("VDI", is_a_snapshot=True)) - len(db.find("VDI", type="cbt_metadata")),
+        "cbt_logs": len(db.find("VDI", type="cbt_metadata")),
         "vdis": len(db.refs("VDI")),
         "attached": [ref for ref in db.refs("VBD") if db.field("VBD", ref, "VM") in dom0s],
         "vms": {
