@@ -166,3 +166,63 @@ def test_a_server_that_dies_under_way_fails_the_run_and_the_next_one_is_well(sit
     result = back_up(site, "web", catalog)
     assert result["point"]["changes_by"] == "cbt"
     assert same(site, "web", result["point"]["point"])
+
+
+def live_disks(call, vm: str) -> list[str]:
+    (ref,) = call("VM.get_by_name_label", vm)
+    vbds = [call("VBD.get_record", vbd) for vbd in call("VM.get_VBDs", ref)]
+    return [vbd["VDI"] for vbd in sorted(vbds, key=lambda vbd: int(vbd["userdevice"])) if vbd["type"] == "Disk"]
+
+
+def grow(site):
+    with site.api("production") as call:
+        call("VDI.resize", live_disks(call, "odd")[0], str(12 * MIB + 512))
+
+
+def add_disk(site):
+    with site.api("production") as call:
+        (vm,) = call("VM.get_by_name_label", "odd")
+        sr = call("VDI.get_SR", live_disks(call, "odd")[0])
+        common = {"other_config": {}, "xenstore_data": {}, "sm_config": {}, "tags": []}
+        vdi = call("VDI.create", {
+            "name_label": "more", "name_description": "", "SR": sr, "virtual_size": str(5 * MIB), "type": "user",
+            "sharable": False, "read_only": False, **common})
+        call("VBD.create", {
+            "VM": vm, "VDI": vdi, "userdevice": "5", "bootable": False, "mode": "RW", "type": "Disk", "unpluggable": True,
+            "empty": False, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}})
+    write(site, "odd", MIB, 99, MIB, disk=1)
+
+
+def revert(site):
+    with site.api("production") as call:
+        (vm,) = call("VM.get_by_name_label", "odd")
+        snapshot = call("VM.snapshot", vm, "before")
+    write(site, "odd", 2 * MIB, 77, 2 * MIB)
+    with site.api("production") as call:
+        call("VM.revert", snapshot)
+        disks = [call("VBD.get_VDI", vbd) for vbd in call("VM.get_VBDs", snapshot)]
+        call("VM.destroy", snapshot)
+        for disk in disks:
+            if disk != "OpaqueRef:NULL":
+                call("VDI.destroy", disk)
+
+
+@pytest.mark.parametrize(("change", "by"), [(grow, "cbt"), (add_disk, "digest"), (revert, "digest")],
+                         ids=lambda one: getattr(one, "__name__", None))
+def test_disks_that_grow_come_and_are_reverted_end_in_a_right_point(site, catalog, change, by):
+    back_up(site, "odd", catalog)
+    change(site)
+    result = back_up(site, "odd", catalog)
+    assert (result["point"]["kind"], result["point"]["changes_by"]) == ("incremental", by)
+    assert same(site, "odd", result["point"]["point"])
+    write(site, "odd", 3 * MIB + 7, 78, 100)
+    after = back_up(site, "odd", catalog)
+    assert after["point"]["changes_by"] == "cbt" and not after.get("warnings")
+    assert same(site, "odd", after["point"]["point"])
+
+
+def test_a_user_of_the_documented_role_can_do_it(site, catalog):
+    login = {"username": "backup", "password": "backup"}
+    made = back_up(site, "local", catalog, **login)
+    assert made["point"]["kind"] == "full" and not made.get("warnings")
+    assert back_up(site, "local", catalog, **login)["point"]["changes_by"] == "cbt"
