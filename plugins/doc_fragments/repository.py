@@ -11,8 +11,21 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 options:
   repository:
-    description: Directory that holds the restore points, on a local or a mounted file system.
+    description:
+      - Where the restore points are. A directory on a local or a mounted file system, or a place in an object store.
+      - V(s3://bucket/prefix) is Amazon S3 or a store that speaks its language, V(az://container/prefix) is Azure Blob Storage and
+        V(gs://bucket/prefix) is Google Cloud Storage. The bucket must exist.
     type: path
+  storage_options:
+    description:
+      - How an object store is reached, by the names that the library obstore has for it, such as C(endpoint), C(region), C(access_key_id) and
+        C(secret_access_key) of S3, C(account_name) and C(account_key) of Azure, C(service_account) of Google.
+      - What is not given comes from the environment (E(AWS_ACCESS_KEY_ID), E(AZURE_STORAGE_ACCOUNT_NAME), E(GOOGLE_SERVICE_ACCOUNT) and
+        the like), or from the role of the machine.
+      - An endpoint without TLS is used only with C(allow_http=true); C(root_certificate) is the PEM text of a CA to trust besides the system's.
+      - All values are kept out of results and logs.
+      - Of no meaning for a directory.
+    type: dict
   allowed_signers:
     description:
       - File that lists whose restore points are believed, one principal and public key a line, as C(ssh-keygen) calls it.

@@ -59,6 +59,7 @@ def repository(required: bool = False) -> Spec:
     """Fragment ``guestark.xen.repository``: where restore points live and whose are believed."""
     return {
         "repository": {"type": "path", "required": required},
+        "storage_options": {"type": "dict", "no_log": True},
         "allowed_signers": {"type": "path"},
     }
 

@@ -15,6 +15,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography and zstandard on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.repository
   - guestark.xen.repository.catalog
@@ -89,14 +90,14 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import 
 from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import ObjectExists
 from ansible_collections.guestark.xen.plugins.module_utils.repository.layout import hold_name
 from ansible_collections.guestark.xen.plugins.module_utils.repository.marks import RESTORE, hold, read_holds, release
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     """Put or end the hold."""
     options, reason = module.params, module.params["reason"]
-    repository = Repository.open(PosixStore(options["repository"]))
+    repository = Repository.open(open_store(options["repository"], options["storage_options"]))
     record = choose_point(
         repository, options["vm"], options["point"], arguments.signers(options), arguments.identities(options)
     )

@@ -17,6 +17,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography and zstandard on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.repository
   - guestark.xen.repository.catalog
@@ -180,16 +181,16 @@ from ansible_collections.guestark.xen.plugins.module_utils import arguments, res
 from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import describe_point, find_uuids
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS
 from ansible_collections.guestark.xen.plugins.module_utils.repository.marks import read_holds, read_marks
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.repository.sealed import verify_sealed
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     """List the points and, if asked, verify them."""
     options = module.params
     identities, signers = arguments.identities(options), arguments.signers(options)
-    repository = Repository.open(PosixStore(options["repository"]))
+    repository = Repository.open(open_store(options["repository"], options["storage_options"]))
     uuids = find_uuids(repository, options["vm"], identities)
     records, found = [], []
     for uuid in uuids:

@@ -24,6 +24,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography and zstandard on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.repository
   - guestark.xen.repository.catalog
@@ -204,8 +205,8 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, EngineError
 from ansible_collections.guestark.xen.plugins.module_utils.engine.prune import PruneOrder, VmPruned, prune_vm
 from ansible_collections.guestark.xen.plugins.module_utils.engine.retention import PERIODS, UNLIMITED, WITHIN, Policy, Span
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 
 
 def policy_of(options: dict[str, Any]) -> Policy:
@@ -248,7 +249,7 @@ def run(module: AnsibleModule) -> tuple[dict[str, Any], list[Exception]]:
         order = order_of(module.params)
     except ValueError as error:
         raise EngineError("%s." % error, "Nothing was touched.") from error
-    repository, signers = Repository.open(PosixStore(module.params["repository"])), arguments.signers(module.params)
+    repository, signers = Repository.open(open_store(module.params["repository"], module.params["storage_options"])), arguments.signers(module.params)
     result: dict[str, Any] = {
         "points": [], "marked": [], "removed": [], "removed_objects": 0, "removed_bytes": 0, "retained": [],
     }

@@ -17,6 +17,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography and zstandard on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.repository
   - guestark.xen.repository.reading
@@ -99,9 +100,9 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, EngineError
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
 from ansible_collections.guestark.xen.plugins.module_utils.engine.verify import LEVELS, Damage, verify
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.record import PointRecord
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 
 
 def chosen(module: AnsibleModule, repository: Repository, identities: list[Any]) -> list[PointRecord]:
@@ -119,7 +120,7 @@ def chosen(module: AnsibleModule, repository: Repository, identities: list[Any])
 def run(module: AnsibleModule) -> dict[str, Any]:
     """Verify the points."""
     identities = arguments.identities(module.params)
-    repository = Repository.open(PosixStore(module.params["repository"]))
+    repository = Repository.open(open_store(module.params["repository"], module.params["storage_options"]))
     records = chosen(module, repository, identities)
     progress = Progress("repository", module.params["progress_file"])
     found = list(verify(repository, records, module.params["level"], identities, progress))

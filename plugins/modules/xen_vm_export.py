@@ -25,6 +25,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography, zstandard and xxhash on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.connection
   - guestark.xen.vm
@@ -272,8 +273,8 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.capture import
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, EngineError
 from ansible_collections.guestark.xen.plugins.module_utils.engine.file_export import export_file, format_of
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import find_vm
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.moments import Moment, plan
@@ -332,7 +333,7 @@ def to_repository(module: AnsibleModule) -> dict[str, Any]:
     """Make or find a restore point."""
     options = module.params
     keys, signers = arguments.writer_keys(options), arguments.signers(options)
-    store = PosixStore(options["repository"])
+    store = open_store(options["repository"], options["storage_options"])
     with arguments.pool_client(options) as client:
         order = order_of(module, client)
         if module.check_mode:

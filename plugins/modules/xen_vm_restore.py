@@ -19,6 +19,7 @@ author:
   - Guestark contributors (@guestark)
 requirements:
   - cryptography, zstandard and xxhash on the host that runs the module
+  - obstore there too, where O(repository) is in an object store
 extends_documentation_fragment:
   - guestark.xen.connection
   - guestark.xen.repository
@@ -161,8 +162,8 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.catalog import
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, naming
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
 from ansible_collections.guestark.xen.plugins.module_utils.engine.restore import RestoreOrder, plan, restore
-from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.inventory import vm_summary
 
 
@@ -171,7 +172,7 @@ def open_archive(stack: ExitStack, options: dict[str, Any]) -> Archive:
     identities = arguments.identities(options)
     if options["src"]:
         return stack.enter_context(open_file(options["src"], identities))
-    repository = Repository.open(PosixStore(options["repository"]))
+    repository = Repository.open(open_store(options["repository"], options["storage_options"]))
     record = choose_point(repository, options["vm"], options["point"], arguments.signers(options), identities)
     return stack.enter_context(open_point(repository, record, identities))
 

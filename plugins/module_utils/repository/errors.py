@@ -31,6 +31,10 @@ class NoSpace(RepositoryError):
     """The store is full, or a quota is used up."""
 
 
+class Retained(RepositoryError):
+    """The store does not let an object be removed: it is under retention, or one may only write."""
+
+
 class PointDamaged(RepositoryError):
     """A restore point lacks an object, or one of its objects is not what its signed record says."""
 
@@ -41,7 +45,3 @@ class NotTrusted(RepositoryError):
 
 class LeaseHeld(RepositoryError):
     """Another run is at work on the same VM."""
-
-
-class Retained(RepositoryError):
-    """The store refuses to remove an object yet: it is locked for some time."""

@@ -20,7 +20,7 @@ from ..age.keys import X25519Identity
 from ..age.stream import AgeRangeReader, AgeWriter
 from ..xva.writer import BLOCK
 from .errors import PointDamaged
-from .posix import Scratch
+from .store import Spool
 from .units import MOST_FRAME
 
 MAGIC = b"XVAIDX1\0"
@@ -80,7 +80,7 @@ class IndexWriter:
     The tables in front of the records are known only at the end, and memory must not grow with the disks.
     """
 
-    def __init__(self, scratch: Scratch) -> None:
+    def __init__(self, scratch: Spool) -> None:
         self._scratch = scratch
         self._identity = X25519Identity.generate()
         self._spool = AgeWriter(scratch, [self._identity.recipient()])  # type: ignore[arg-type]  # write() is enough

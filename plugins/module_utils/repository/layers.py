@@ -13,9 +13,10 @@ from .errors import PointDamaged
 from .index import IndexDisk, IndexReader, IndexRecord, IndexSegment
 from .layout import PointId, parse_object, vm_folder
 from .objects import check_digest, read_meta
-from .posix import PosixStore, reporting
+from .posix import reporting
 from .record import PointRecord
 from .segments import open_range
+from .store import Store
 
 
 class Located(NamedTuple):
@@ -42,7 +43,7 @@ class Layers(AbstractContextManager):  # type: ignore[type-arg]
     age package raises for an identity that does not fit. Memory grows with the number of layers only.
     """
 
-    def __init__(self, store: PosixStore, record: PointRecord, identities: Optional[Sequence[Any]]) -> None:
+    def __init__(self, store: Store, record: PointRecord, identities: Optional[Sequence[Any]]) -> None:
         self.record = record
         self.layers: list[Layer] = []
         self._store = store

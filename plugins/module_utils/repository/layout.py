@@ -30,6 +30,14 @@ _REASON = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _MOMENT = "%Y%m%dT%H%M%SZ"
 
 
+def parts(name: str) -> list[str]:
+    """The parts of a name between its ``/``. ValueError for what is no name, such as a path that leads elsewhere."""
+    found = name.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in found):
+        raise ValueError("%r is no name" % name)
+    return found
+
+
 class PointId(str):
     """Identifier of a restore point, ``YYYYMMDDTHHMMSSZ-<seq, 6 digits>-<12 hex digits>``. ValueError otherwise.
 

@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from .errors import LeaseHeld, ObjectExists, ObjectMissing, RepositoryError
 from .layout import lease_name
-from .posix import PosixStore
+from .store import Store
 
 # A lease is stale when it has not changed for this long while somebody looked on: no two clocks are compared, and NFS
 # clients may see a renewal up to a minute late.
@@ -30,7 +30,7 @@ class Lease(AbstractContextManager):  # type: ignore[type-arg]
     ``lost``: another run took it; both may go on.
     """
 
-    def __init__(self, store: PosixStore, vm_uuid: str, wait_timeout: float = 900.0) -> None:
+    def __init__(self, store: Store, vm_uuid: str, wait_timeout: float = 900.0) -> None:
         self.vm_uuid = vm_uuid
         self.certain = False
         self.lost = False

@@ -15,8 +15,8 @@ from typing import Any, Iterator
 
 from .errors import ObjectMissing, RepositoryError
 from .layout import HOLDS, MARK, MARKS, SIGNATURE, PointId, hold_name, mark_name, parse_object, vm_folder
-from .posix import PosixStore
 from .record import PointRecord
+from .store import Store
 
 RESTORE = "restore-"  # how the reasons of holds begin that a running restore made
 
@@ -34,13 +34,13 @@ class Mark:
     kept: tuple[PointId, ...]
 
 
-def write_mark(store: PosixStore, vm_uuid: str, mark: Mark) -> None:
+def write_mark(store: Store, vm_uuid: str, mark: Mark) -> None:
     """Announce a removal."""
     text = {"points": mark.points, "objects": mark.objects, "kept": mark.kept}
     store.put(vm_folder(vm_uuid) + mark_name(mark.run), json.dumps(text, indent=1).encode("ascii") + b"\n")
 
 
-def read_marks(store: PosixStore, vm_uuid: str) -> list[Mark]:
+def read_marks(store: Store, vm_uuid: str) -> list[Mark]:
     """All marks of a VM. RepositoryError for one that is malformed: it could mean anything."""
     marks = []
     for name in store.list(vm_folder(vm_uuid) + MARKS):
@@ -50,22 +50,22 @@ def read_marks(store: PosixStore, vm_uuid: str) -> list[Mark]:
     return marks
 
 
-def marked_objects(store: PosixStore, vm_uuid: str) -> set[str]:
+def marked_objects(store: Store, vm_uuid: str) -> set[str]:
     """Names, relative to the VM's folder, of all objects that are about to be removed."""
     return {name for mark in read_marks(store, vm_uuid) for name in mark.objects}
 
 
-def hold(store: PosixStore, vm_uuid: str, point: PointId, reason: str) -> None:
+def hold(store: Store, vm_uuid: str, point: PointId, reason: str) -> None:
     """Keep a point from being pruned. ObjectExists when it is held for that reason already."""
     store.put(vm_folder(vm_uuid) + hold_name(point, reason), b"")
 
 
-def release(store: PosixStore, vm_uuid: str, point: PointId, reason: str) -> None:
+def release(store: Store, vm_uuid: str, point: PointId, reason: str) -> None:
     """End a hold, if there is one."""
     store.remove(vm_folder(vm_uuid) + hold_name(point, reason))
 
 
-def read_holds(store: PosixStore, vm_uuid: str) -> dict[PointId, list[str]]:
+def read_holds(store: Store, vm_uuid: str) -> dict[PointId, list[str]]:
     """The held points of a VM and the reasons; names that are no holds are passed over."""
     found: dict[PointId, list[str]] = {}
     folder = vm_folder(vm_uuid) + HOLDS
@@ -77,7 +77,7 @@ def read_holds(store: PosixStore, vm_uuid: str) -> dict[PointId, list[str]]:
 
 
 @contextmanager
-def restoring(store: PosixStore, record: PointRecord) -> Iterator[None]:
+def restoring(store: Store, record: PointRecord) -> Iterator[None]:
     """Hold a point while it is restored. A repository that cannot be written is no hindrance: nor is it pruned from here."""
     reason = RESTORE + secrets.token_hex(6)
     with suppress(RepositoryError):

@@ -10,16 +10,17 @@ from typing import Any, BinaryIO, Optional, Sequence
 
 from .errors import PointDamaged
 from .layout import vm_folder
-from .posix import PosixStore, reporting
+from .posix import reporting
 from .record import PointRecord
 from .segments import open_stream
+from .store import Store
 
 MOST_META = 256 * 1024 * 1024
 
 _PIECE = 1024 * 1024
 
 
-def read_meta(store: PosixStore, record: PointRecord, identities: Optional[Sequence[Any]]) -> dict[str, Any]:
+def read_meta(store: Store, record: PointRecord, identities: Optional[Sequence[Any]]) -> dict[str, Any]:
     """The metadata of a point; ``identities`` are for one that is encrypted.
 
     PointDamaged when it is not what the record lists.
@@ -36,7 +37,7 @@ def read_meta(store: PosixStore, record: PointRecord, identities: Optional[Seque
     return meta
 
 
-def check_digest(store: PosixStore, record: PointRecord, name: str) -> None:
+def check_digest(store: Store, record: PointRecord, name: str) -> None:
     """Raise PointDamaged unless the object ``name`` (relative to the VM's folder) is the one the record lists."""
     with store.open(vm_folder(record.vm_uuid) + name) as file, reporting("read", name):
         found = digest_of(file)

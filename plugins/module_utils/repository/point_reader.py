@@ -11,9 +11,9 @@ from ..xva.writer import BLOCK
 from .errors import PointDamaged
 from .index import IndexDisk
 from .layers import Layers, Located
-from .posix import PosixStore
 from .record import PointRecord
 from .segments import SegmentReader
+from .store import Store
 from .units import decode_ova
 
 # a read fetches neighbouring frames together; each frame given out keeps its read in memory
@@ -35,7 +35,7 @@ class PointReader(AbstractContextManager):  # type: ignore[type-arg]
     Raises what Layers raises; ``identities`` open the data of all its layers.
     """
 
-    def __init__(self, store: PosixStore, record: PointRecord, identities: Sequence[Any]) -> None:
+    def __init__(self, store: Store, record: PointRecord, identities: Sequence[Any]) -> None:
         self._stack = ExitStack()
         try:
             self._layers = self._stack.enter_context(Layers(store, record, identities))

@@ -20,9 +20,9 @@ from .layers import Layers
 from .layout import PointId
 from .marks import marked_objects
 from .metadata import describe_older, describe_recipient, describe_segment, mover_name
-from .posix import PosixStore
 from .record import PointRecord
 from .segments import EXTENT, ObjectWriter, Segment, SegmentWriter
+from .store import Store
 from .units import LEVEL, EncodedUnit, encode_end, encode_ova
 
 MOMENT = "%Y-%m-%dT%H:%M:%SZ"
@@ -95,7 +95,7 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
     identifier, ``stored_bytes`` what it takes in the store so far, ``metadata`` (after ``commit``) what was recorded.
     """
 
-    def __init__(self, store: PosixStore, vm_uuid: str, keys: WriterKeys, point: PointId) -> None:
+    def __init__(self, store: Store, vm_uuid: str, keys: WriterKeys, point: PointId) -> None:
         self.point = point
         self.metadata: dict[str, Any] = {}
         self._store = store

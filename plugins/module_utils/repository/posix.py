@@ -9,19 +9,17 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Iterator, Optional, Sequence, Union
+from typing import BinaryIO, Iterator, Optional, Sequence
 
 from .errors import NoSpace, ObjectExists, ObjectMissing, RepositoryError
-from .layout import TEMPORARY
-
-Data = Union[bytes, bytearray, memoryview]
+from .layout import TEMPORARY, parts
+from .store import MOST_READ, Data
 
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _WRITE_BACK = 16 * 1024 * 1024
-MOST_READ = 64 * 1024 * 1024
 
 
 class PosixStore:
@@ -162,12 +160,12 @@ class PosixStore:
 
         Raises ValueError for what is no name, and OSError; ELOOP or ENOTDIR where a part is a symbolic link.
         """
-        parts = _parts(name)
+        places = parts(name)
         here = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for part in parts[:-1]:
+            for part in places[:-1]:
                 here = _step(here, part, make)
-            yield here, parts[-1]
+            yield here, places[-1]
         finally:
             os.close(here)
 
@@ -297,15 +295,8 @@ def _explain(doing: str, name: str, error: OSError) -> RepositoryError:
     return RepositoryError(said, "Check the repository's storage.")
 
 
-def _parts(name: str) -> list[str]:
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError("%r is no name" % name)
-    return parts
-
-
 def _temporary_name(name: str) -> str:
-    return "%s%s.%s" % (TEMPORARY, ",".join(_parts(name)), secrets.token_hex(6))
+    return "%s%s.%s" % (TEMPORARY, ",".join(parts(name)), secrets.token_hex(6))
 
 
 def _write_all(file: int, data: Data) -> None:

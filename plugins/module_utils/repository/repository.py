@@ -19,9 +19,9 @@ from .lease import Lease
 from .objects import read_meta
 from .point_reader import PointReader
 from .point_writer import MOMENT, PointWriter, WriterKeys
-from .posix import PosixStore
 from .recipe import GUIDE, SCRIPT
 from .record import PointRecord
+from .store import Store
 from .sweep import sweep
 
 __all__ = ["PointRecord", "Repository", "WriterKeys"]
@@ -34,13 +34,13 @@ FEATURES: frozenset[str] = frozenset()  # what repository.json may require of a 
 class Repository:
     """Restore points in a store. ``id`` is the repository's UUID, ``created`` when it was made (RFC 3339)."""
 
-    def __init__(self, store: PosixStore, description: dict[str, Any]) -> None:
+    def __init__(self, store: Store, description: dict[str, Any]) -> None:
         self.store = store
         self.id: str = description["id"]
         self.created: str = description["created"]
 
     @classmethod
-    def open(cls, store: PosixStore) -> Repository:
+    def open(cls, store: Store) -> Repository:
         """Open a repository, writing nothing.
 
         RepositoryError when there is none, or when it needs what this version does not know.
@@ -48,13 +48,11 @@ class Repository:
         try:
             text = store.read(layout.REPOSITORY_JSON)
         except ObjectMissing as error:
-            raise RepositoryError(
-                "There is no repository in %s." % store.path, "Check the path, and that its file system is mounted."
-            ) from error
+            raise RepositoryError("There is no repository in %s." % store.path, error.remedy) from error
         return cls(store, _check_description(text, store.path))
 
     @classmethod
-    def create_or_open(cls, store: PosixStore) -> Repository:
+    def create_or_open(cls, store: Store) -> Repository:
         """Open a repository, or make one where there is none.
 
         RepositoryError when the directory cannot be used: not writable, not a place where nothing is ever replaced.
@@ -180,7 +178,7 @@ def _refuse_problem(point: PointRecord) -> None:
         )
 
 
-def _create(store: PosixStore) -> None:
+def _create(store: Store) -> None:
     if store.folders("vm/"):
         raise RepositoryError(
             "%s holds restore points but no %s." % (store.path, layout.REPOSITORY_JSON),

@@ -6,18 +6,17 @@ from __future__ import annotations
 import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Optional, Sequence, Union
+from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 from ..age.stream import AgeRangeReader, AgeReader, AgeWriter
 from .errors import PointDamaged
 from .index import IndexSegment
-from .posix import PosixStore, PosixWriter, reporting
+from .posix import reporting
+from .store import Data, Store, StoreWriter
 
 EXTENT = 16 * 1024 * 1024
 # with age's header and its 16 bytes for every 64 KiB, at most 32 GiB of ciphertext
 MOST_PLAIN = 32 * 1024**3 - 16 * 1024**2
-
-Data = Union[bytes, bytearray, memoryview]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class ObjectWriter:
     """
 
     def __init__(
-        self, store: PosixStore, name: str, recipients: Optional[Sequence[Any]], extents: bool = False
+        self, store: Store, name: str, recipients: Optional[Sequence[Any]], extents: bool = False
     ) -> None:
         self.plain_len = 0
         self._file = store.create(name)
@@ -95,7 +94,7 @@ class SegmentWriter:
 
     def __init__(
         self,
-        store: PosixStore,
+        store: Store,
         name: Callable[[int], str],
         recipients: Optional[Sequence[Any]],
         limit: int = MOST_PLAIN,
@@ -157,7 +156,7 @@ class SegmentReader(AbstractContextManager):  # type: ignore[type-arg]
     """
 
     def __init__(
-        self, store: PosixStore, segments: Sequence[tuple[str, IndexSegment]], identities: Optional[Sequence[Any]]
+        self, store: Store, segments: Sequence[tuple[str, IndexSegment]], identities: Optional[Sequence[Any]]
     ) -> None:
         self._store = store
         self._segments = segments
@@ -246,7 +245,7 @@ class _PlainRange:
 class _Sink:
     """Digests what passes on its way to a file: as a whole, and in pieces when asked to."""
 
-    def __init__(self, file: PosixWriter, extents: bool) -> None:
+    def __init__(self, file: StoreWriter, extents: bool) -> None:
         self.whole = hashlib.sha256()
         self._file = file
         self._extents: Optional[list[bytes]] = [] if extents else None

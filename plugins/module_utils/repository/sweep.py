@@ -7,16 +7,16 @@ from contextlib import suppress
 from typing import Optional
 
 from . import layout
-from .errors import ObjectMissing, PointDamaged
+from .errors import ObjectMissing, PointDamaged, Retained
 from .lease import Lease
-from .posix import PosixStore
 from .record import parse
+from .store import Store
 
 # after this long, in seconds, even a run that may be alive loses what it wrote; its commit will then refuse
 ABANDONED = 24 * 3600.0
 
 
-def sweep(store: PosixStore, lease: Lease) -> list[str]:
+def sweep(store: Store, lease: Lease) -> list[str]:
     """Remove the garbage of the lease's VM and return the names.
 
     It goes at once when the run that wrote it is known to be dead (``lease.certain``), else when the store's own clock
@@ -28,14 +28,14 @@ def sweep(store: PosixStore, lease: Lease) -> list[str]:
     garbage = find_garbage(store, lease.vm_uuid)
     unowned = [name for name in store.list(layout.TEMPORARY) if not name.startswith(_temporaries("vm/", "lease/"))]
     for name in garbage + unowned:
-        with suppress(ObjectMissing):
+        with suppress(ObjectMissing, Retained):  # what is retained stays
             if (lease.certain and name in garbage) or store.modified(name) < oldest:
                 store.remove(name)
                 removed.append(name)
     return removed
 
 
-def find_garbage(store: PosixStore, vm_uuid: str) -> list[str]:
+def find_garbage(store: Store, vm_uuid: str) -> list[str]:
     """Names of a VM's objects that no committed point needs, those of runs that are under way among them."""
     folder = layout.vm_folder(vm_uuid)
     # objects are listed before records: what is committed in between is in the second list
@@ -46,7 +46,7 @@ def find_garbage(store: PosixStore, vm_uuid: str) -> list[str]:
     return garbage + [name for name in store.list(layout.TEMPORARY) if name.startswith(ours)]
 
 
-def _needed(store: PosixStore, folder: str) -> set[Optional[layout.PointId]]:
+def _needed(store: Store, folder: str) -> set[Optional[layout.PointId]]:
     """Points that are committed, or whose objects a committed point lists; None stands for names that are no object's.
 
     What cannot be read as a record may list anything: then every point there is any trace of is needed.
