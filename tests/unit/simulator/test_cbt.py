@@ -266,9 +266,13 @@ def test_the_wait_of_data_destroy_can_be_cancelled(lab, monkeypatch):
     assert lab.db.field("VDI", snapshot, "type") == "user"
 
 
+def used(lab, sr):
+    """The bytes the SR says are in use."""
+    return lab.db.field("SR", lab.refs[sr], "physical_utilisation")
+
+
 def test_data_destroy_keeps_the_record_and_the_log_and_frees_the_space(lab):
     live = tracked(lab, sr="thick")
-    used = lambda: lab.db.field("SR", lab.refs["thick"], "physical_utilisation")  # noqa: E731
     write(lab, live, 0, b"first" * 100_000)
     base = call(lab, "VDI.snapshot", live)
     write(lab, live, 2 * MIB, b"second" * 100_000)
@@ -276,13 +280,13 @@ def test_data_destroy_keeps_the_record_and_the_log_and_frees_the_space(lab):
     before, record = lab.content(newer), lab.db.get("VDI", base)
     blocks, files = changed(lab, base, newer), lab.pool.storage.used([record["uuid"]])
     call(lab, "SR.scan", lab.refs["thick"])
-    full = used()
+    full = used(lab, "thick")
     for _unused in range(2):
         call(lab, "VDI.data_destroy", base)
     now = lab.db.get("VDI", base)
     different = {name for name in record if now[name] != record[name]}
     assert different <= {"type", "physical_utilisation", "allowed_operations"} and now["type"] == "cbt_metadata"
-    assert used() == full - 4 * MIB and files > 0 == lab.pool.storage.used([record["uuid"]])
+    assert used(lab, "thick") == full - 4 * MIB and files > 0 == lab.pool.storage.used([record["uuid"]])
     assert changed(lab, base, newer) == blocks == set(range(32, 42))
     assert lab.content(newer) == before
 
