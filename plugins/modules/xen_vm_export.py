@@ -73,7 +73,8 @@ options:
   snapshot:
     description:
       - UUID of a snapshot of the VM that was made before, for example by M(guestark.xen.xen_vm_snapshot).
-      - It is exported in place of a snapshot of its own and is left where it is.
+      - It is exported in place of a snapshot of its own and is left where it is. With O(change_tracking=true), one that was taken with an
+        expiry is removed once the restore point is there, but for the log of what changes.
       - In check mode it need not exist yet.
     type: str
   freeze:

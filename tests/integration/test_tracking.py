@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 MIB = 1024 * 1024
@@ -14,6 +16,13 @@ def fixture_catalog(site):
     path = str(site.folder / "catalog.key")
     site.one("xen_backup_key", path=path, type="catalog")
     return path
+
+
+@pytest.fixture(autouse=True)
+def fixture_short_chain(site):
+    """Begin anew before the chain is so long that the next point is a full one."""
+    if len(site.point_names()) > 20:
+        shutil.rmtree(site.repository)
 
 
 def write(site, vm: str, offset: int, seed: int, length: int = MIB, disk: int = 0) -> None:
@@ -64,6 +73,29 @@ def test_the_point_is_the_one_that_reading_everything_gives(site, catalog):
     assert compared["read_bytes"] > tracked["read_bytes"]
     assert compared["stored_bytes"] < tracked["stored_bytes"]  # nothing had changed in between
     assert same(site, "web", compared["point"])
+
+
+def test_a_snapshot_that_was_lent_is_tracked_too(site, catalog):
+    for number in range(3):
+        write(site, "web", (4 + number) * MIB, 40 + number)
+        lent = site.one("xen_vm_snapshot", **site.pool("production"), name="web", snapshot_name="frozen", expires="1d")
+        uuid = lent["snapshot"]["uuid"]
+        result = back_up(site, "web", catalog, snapshot=uuid, freeze={"consistency": "filesystem", "frozen_seconds": 0.1})
+        point = result["point"]
+        assert point["consistency"] == "filesystem" and same(site, "web", point["point"])
+        assert site.state("production")["snapshots"] == []
+        absent = site.one("xen_vm_snapshot", **site.pool("production"), name="web", snapshot_name="frozen", state="absent")
+        assert not absent["changed"]
+    assert point["changes_by"] == "cbt" and len(logs(site)) == 1  # the log begins after the first snapshot
+    assert back_up(site, "web", catalog)["point"]["changes_by"] == "cbt"  # and its log is the base of any method's next point
+
+
+def test_a_snapshot_that_somebody_keeps_stays(site, catalog):
+    kept = site.one("xen_vm_snapshot", **site.pool("production"), name="web", snapshot_name="mine")
+    result = back_up(site, "web", catalog, snapshot=kept["snapshot"]["uuid"])
+    assert "What changes is not tracked" in str(result["warnings"]) or "the snapshot is to stay" in str(result["warnings"])
+    removed = site.one("xen_vm_snapshot", **site.pool("production"), name="web", snapshot_name="mine", state="absent")
+    assert removed["changed"]
 
 
 def lose_log(site, catalog):

@@ -26,8 +26,8 @@ class Subject:
     """A VM and how it is to be exported.
 
     ``vm``: its record, as ``inventory.find_vm`` gives it. ``snapshot_uuid``: a snapshot made before, which is left in
-    place; ``frozen``: what a freeze in the guest around it came to. ``tool``: name and version of who asks. ``scope``:
-    id of the repository whose lease is held, or empty.
+    place unless changes are tracked and a run of ours made it; ``frozen``: what a freeze in the guest around it came
+    to. ``tool``: name and version of who asks. ``scope``: id of the repository whose lease is held, or empty.
     """
 
     vm: dict[str, Any]
@@ -67,7 +67,12 @@ def source_of(
     Raises PoolError.
     """
     if subject.snapshot_uuid:
-        yield _named_snapshot(client, subject)
+        source = _named_snapshot(client, subject)
+        yield source
+        if source.tracked:
+            progress.phase("clean up")
+            snapshots.dedicate(client, source.ref, point)
+            _remove_snapshot(client, source.ref, warnings, True)
         return
     planned = moments.plan(client, subject.vm, subject.wish)
     warnings += planned.warnings
@@ -93,9 +98,11 @@ def begin_tracking(client: PoolClient, subject: Subject, wanted: bool) -> Option
     """Have the pool track what changes on the VM's disks; returns why it does not, empty when it does, None: not wanted."""
     if not wanted:
         return None
-    if subject.snapshot_uuid or (subject.wish.method, subject.wish.downtime) == ("offline", "backup"):
+    if (subject.wish.method, subject.wish.downtime) == ("offline", "backup"):
         return "there is no snapshot of this run of which a log could be kept"
     try:
+        if subject.snapshot_uuid and not _is_lent(client, subject.snapshot_uuid):
+            return "the snapshot is to stay, so that its log cannot be kept alone"
         tracking.track(client, subject.vm)
     except PoolError as error:
         return str(error).rstrip(".")
@@ -139,6 +146,12 @@ def _vm_itself(client: PoolClient, subject: Subject, progress: Progress) -> Iter
         progress.phase("start")
         give_back(client, vm["ref"])
     source.moment = replace(source.moment, down_seconds=round(time.monotonic() - began, 3))
+
+
+def _is_lent(client: PoolClient, uuid: str) -> bool:
+    """Whether a snapshot was made for a run, which removes it, and not by somebody who wants to keep it."""
+    mark = snapshots.Mark.read(client.call("VM.get_record", client.call("VM.get_by_uuid", uuid)))
+    return bool(mark and mark.expiry)
 
 
 def _named_snapshot(client: PoolClient, subject: Subject) -> Source:

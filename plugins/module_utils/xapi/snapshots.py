@@ -144,6 +144,13 @@ def remove(client: PoolClient, ref: str, keep: Optional[Callable[[str], bool]] =
         raise stays[0]
 
 
+def dedicate(client: PoolClient, ref: str, point: str) -> None:
+    """Note on the disks of a snapshot of ours, which was made for no point yet, for which one it is. Raises XapiError."""
+    for vdi in _disks(client, ref):
+        client.call("VDI.remove_from_other_config", vdi, PREFIX + "point", safe=True)
+        client.call("VDI.add_to_other_config", vdi, PREFIX + "point", point)
+
+
 def leftovers(client: PoolClient, vm_ref: Optional[str] = None) -> list[Leftover]:
     """Snapshots and disks that carry our mark, or were to get it, of one VM or of all."""
     wanted = str(client.call("VM.get_uuid", vm_ref)) if vm_ref else None
