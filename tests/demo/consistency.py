@@ -12,9 +12,8 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from demo import ROOT, play, title
+from stage import ROOT, play, title
 
-sys.path.insert(0, str(ROOT / "tests"))
 import guest_fixture  # noqa: E402
 from simulator_fixture import start_simulator  # noqa: E402
 
