@@ -274,6 +274,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.capture import
 from ansible_collections.guestark.xen.plugins.module_utils.engine.errors import PROBLEMS, EngineError
 from ansible_collections.guestark.xen.plugins.module_utils.engine.file_export import export_file, format_of
 from ansible_collections.guestark.xen.plugins.module_utils.engine.progress import Progress
+from ansible_collections.guestark.xen.plugins.module_utils.repository.metadata import TOOL
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 from ansible_collections.guestark.xen.plugins.module_utils.xapi.client import PoolClient
@@ -287,7 +288,6 @@ FREEZE: dict[str, dict[str, Any]] = {
     "group": {"type": "str", "default": ""},
     "skew_seconds": {"type": "float"},
 }
-TOOL = {"name": "guestark.xen", "version": "0.1.0"}
 
 
 def order_of(module: AnsibleModule, client: PoolClient) -> BackupOrder:

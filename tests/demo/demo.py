@@ -58,14 +58,14 @@ def show(simulator: Simulator, s3: dict[str, Any]) -> None:
     Chapter(simulator, "the directory", [*protect, *where], where).show(full=False)
     there = [*where, "-e", f"@{store}"]
     Chapter(simulator, "a bucket of an S3 server", [*protect, *there], there).show(full=True)
-    recover(simulator, where)
+    recover(simulator, there)
     title("Report: what is protected (every stored object was read and is what was written)")
     play(production, str(ROOT / "tests/demo/report.yml"), *where, "-e", f"demo={DEMO}")
     print((DEMO / "report.txt").read_text())
 
 
 def recover(simulator: Simulator, where: list[str]) -> None:
-    """Lose a VM and bring it back in the other pool, from the directory."""
+    """Lose a VM and bring it back in the other pool, from the newest point."""
     recovery = simulator.ready["pools"]["recovery"]
     title(f"Disaster: {LOST} and its disks are destroyed")
     unpack(simulator, "production", LOST, DEMO / "files" / "before")

@@ -23,6 +23,10 @@ def fixture_short_chain(site):
     """Begin anew before the chain is so long that the next point is a full one."""
     if len(site.point_names()) > 20:
         shutil.rmtree(site.repository)
+        with site.api("production") as call:
+            for ref, one in call("VDI.get_all_records").items():
+                if one["type"] == "cbt_metadata":
+                    call("VDI.destroy", ref)
 
 
 def write(site, vm: str, offset: int, seed: int, length: int = MIB, disk: int = 0) -> None:
@@ -63,6 +67,23 @@ def test_only_what_changed_is_read(site, catalog):
     third = back_up(site, "web", catalog)["point"]
     assert third["changes_by"] == "cbt" and third["read_bytes"] <= 2 * MIB
     assert same(site, "web", third["point"])
+
+
+def test_a_synthetic_point_has_the_log_of_the_one_it_replaced(site, catalog):
+    write(site, "web", 2 * MIB, 61)
+    replaced = back_up(site, "web", catalog)["point"]["point"]
+    keys = {"recipients": [site.recipient], "catalog_identities": [catalog], "identities": [str(site.data_key)],
+            "signing_key": str(site.signing_key)}
+    where = {"repository": str(site.repository), "allowed_signers": str(site.signers)}
+    (made,) = site.one("xen_backup_compact", layers=2, **where, **keys)["points"]
+    assert made["replaced"] == replaced
+    gone = site.one("xen_backup_prune", keep_last=1, min_age="0s", grace="0s", **where)["removed"]
+    assert replaced in gone
+    write(site, "web", 9 * MIB, 62)
+    following = back_up(site, "web", catalog)["point"]
+    assert (following["kind"], following["changes_by"]) == ("incremental", "cbt")
+    assert len(logs(site)) == 1
+    assert same(site, "web", following["point"])
 
 
 def test_the_point_is_the_one_that_reading_everything_gives(site, catalog):

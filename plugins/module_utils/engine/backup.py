@@ -111,7 +111,9 @@ def back_up(
             source.tracked = untracked == ""
             record = _export(client, point, order, source, replace(chain, untracked=untracked), progress, warnings)
         if source.tracked:
-            forget(client, vm["uuid"], {str(one.point) for one in repository.points(vm["uuid"])} - {str(record.point)})
+            points = repository.points(vm["uuid"])
+            earlier = {str(name) for one in points for name in (one.point, one.parent) if name}
+            forget(client, vm["uuid"], earlier - {str(record.point)})
     if source.moment.degraded:
         warnings.append("Degraded: %s" % source.moment.degraded)
     return BackupResult(True, record, point.metadata, source.moment, point.stored_bytes, warnings)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, Collection, Mapping, NamedTuple, Optional, Sequence
 
 from ..age.errors import AgeError, NoMatchError
 from ..age.sshsig import AllowedSigners
@@ -97,17 +97,36 @@ def judge(
     holds = read_holds(repository.store, vm_uuid)
     looked = [_look(repository, one, order) for one in records]
     counted = [one for one, _tags in looked if one.trusted and not one.problem]
-    candidates = [Candidate(one.started, tags) for one, tags in looked if one.trusted and not one.problem]
-    policy = dict(zip((one.point for one in counted), reasons(candidates, order.policy, now, order.zone)))
+    candidates = {one.point: Candidate(one.started, tags) for one, tags in looked if one.trusted and not one.problem}
+    replaced = {one.parent for one in counted if one.kind == "synthetic" and one.parent}
+    policy = _keeps(candidates, replaced, order, now)
     newest = counted[-1].point if counted else None
     return [
-        _decide(one, holds.get(one.point, []), policy.get(one.point, []), one.point == newest, order, now)
+        _decide(
+            one, holds.get(one.point, []), policy.get(one.point, []), one.point == newest, order, now, one.point not in replaced
+        )
         for one, _tags in looked
     ]
 
 
+def _keeps(
+    candidates: Mapping[PointId, Candidate], replaced: Collection[PointId], order: PruneOrder, now: datetime
+) -> dict[PointId, list[str]]:
+    """The policy's reasons. A point that a synthetic one replaced counts for nothing, but spans of time keep it too.
+
+    Whoever can only add points can add synthetic ones: what a policy keeps for a time must not go for their sake.
+    """
+
+    def asked(points: Sequence[PointId], policy: Policy) -> dict[PointId, list[str]]:
+        return dict(zip(points, reasons([candidates[one] for one in points], policy, now, order.zone)))
+
+    found = asked([one for one in candidates if one not in replaced], order.policy)
+    of_time = asked(list(candidates), Policy(spans=order.policy.spans))
+    return {**found, **{one: of_time[one] for one in candidates if one in replaced}}
+
+
 def _decide(
-    one: PointRecord, holds: Sequence[str], policy: Sequence[str], newest: bool, order: PruneOrder, now: datetime
+    one: PointRecord, holds: Sequence[str], policy: Sequence[str], newest: bool, order: PruneOrder, now: datetime, counts: bool
 ) -> Decision:
     why = ["hold: %s" % reason for reason in holds]
     if now - one.committed < order.min_age:
@@ -122,7 +141,7 @@ def _decide(
         return Decision(one.point, [*why, *stays], "damaged: %s" % one.problem, one.problem)
     why += ["newest"] if newest else []
     why += ["no policy"] if order.policy.empty else policy
-    return Decision(one.point, why, "no rule keeps it")
+    return Decision(one.point, why, "no rule keeps it" if counts else "a synthetic point takes its place")
 
 
 def _look(repository: Repository, record: PointRecord, order: PruneOrder) -> tuple[PointRecord, frozenset[str]]:

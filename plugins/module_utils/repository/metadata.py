@@ -11,6 +11,8 @@ from typing import Any
 from .layers import Layers
 from .segments import Segment
 
+TOOL = {"name": "guestark.xen", "version": "0.1.0"}
+
 
 def describe_older(base: Layers, prefix: int) -> list[dict[str, Any]]:
     """Names and lengths of the segments below: what is cut short is noticed without opening the older points."""

@@ -8,7 +8,7 @@ import json
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from ..age.sshsig import SigningKey
 from ..xva.ova import Ova, OvaDisk
@@ -92,10 +92,13 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
     """A point under way: ``put_ova`` once, ``put_block`` or ``keep_block`` for each block, disk by disk, ``commit``.
 
     Leaving the context without a successful ``commit`` removes every object that was written. ``point`` is its
-    identifier, ``stored_bytes`` what it takes in the store so far, ``metadata`` (after ``commit``) what was recorded.
+    identifier, ``replaces`` the point that it is a synthetic full of; ``stored_bytes`` what it takes in the store so far,
+    ``metadata`` (after ``commit``) what was recorded.
     """
 
-    def __init__(self, store: Store, vm_uuid: str, keys: WriterKeys, point: PointId) -> None:
+    def __init__(
+        self, store: Store, vm_uuid: str, keys: WriterKeys, point: PointId, replaces: Optional[PointId] = None
+    ) -> None:
         self.point = point
         self.metadata: dict[str, Any] = {}
         self._store = store
@@ -103,6 +106,7 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         self._folder = layout.vm_folder(vm_uuid)
         self._keys = keys
         self._base: Optional[Layers] = None
+        self._replaces = replaces
         self._written: list[str] = []  # small objects, in the order of their creation
         self._disks: dict[str, _Disk] = {}
         self._order: list[str] = []  # labels of the disks as their blocks come
@@ -122,12 +126,12 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
 
     @property
     def kind(self) -> str:
-        """``full`` or ``incremental``."""
-        return "incremental" if self._base else "full"
+        """``full``, ``incremental`` or ``synthetic``."""
+        return "incremental" if self._base else "synthetic" if self._replaces else "full"
 
     @property
     def _parent(self) -> Optional[PointId]:
-        return self._base.record.point if self._base else None
+        return self._base.record.point if self._base else self._replaces
 
     @property
     def stored_bytes(self) -> int:
@@ -179,8 +183,8 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
         disk.needed += 1
         disk.view.update(number.to_bytes(4, "little") + digest)
 
-    def commit(self, meta: dict[str, Any]) -> PointRecord:
-        """Make the point exist, and return its record.
+    def commit(self, meta: dict[str, Any], prove: Optional[Callable[[PointRecord], None]] = None) -> PointRecord:
+        """Make the point exist, and return its record; ``prove`` may look at all its objects before, and refuse it.
 
         ``meta`` is what the caller knows: ``vm``, ``host``, ``disks`` (a list; entries are joined by ``label`` with
         what is known here), ``method``, ``consistency``, ``warnings``, ``stats``, ``tool``, ...
@@ -204,6 +208,8 @@ class PointWriter(AbstractContextManager):  # type: ignore[type-arg]
             started=self.point.moment, committed=committed, kind=self.kind, objects=tuple(objects), mover=mover_name(),
         )
         text = record.render(result)
+        if prove:
+            prove(result)
         name = self._folder + layout.record_name(self.point)
         self._put(name + ".sig", record.sign(text, self._keys.signing_key))
         self._check_kept(objects, segments)

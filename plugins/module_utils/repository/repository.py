@@ -92,6 +92,12 @@ class Repository:
         point = layout.new_point_id(datetime.now(timezone.utc), seq)
         return PointWriter(self.store, vm_uuid, keys, point)
 
+    def synthetic_point(self, record: PointRecord, keys: WriterKeys) -> PointWriter:
+        """Begin a full point that takes the place of another: its moment, its place in the order, its content."""
+        self.store.probe()
+        point = layout.new_point_id(record.point.moment, record.seq)
+        return PointWriter(self.store, record.vm_uuid, keys, point, replaces=record.point)
+
     def read_point(self, point: PointRecord, identities: Sequence[Any]) -> PointReader:
         """Open a point; ``identities`` open its data. PointDamaged for a point with a problem."""
         _refuse_problem(point)
@@ -133,14 +139,15 @@ class Repository:
         # listed after the records: a point's objects are there before its record is
         present = {name for part in ("seg/", "idx/", "meta/") for name in self.store.list(folder + part)}
         found = []
-        for point in sorted(committed, key=lambda one: (one.seq, one)):
+        for point in committed:
             with suppress(ObjectMissing):  # removed since it was listed
                 one = self._read_record(vm_uuid, point, signers)
                 missing = [name for _digest, name in one.objects if folder + name not in present]
                 if missing and not one.problem:
                     one = dataclasses.replace(one, problem="%s is missing" % ", ".join(missing), missing=tuple(missing))
                 found.append(one)
-        return found
+        # a synthetic point comes right behind the one whose place it takes
+        return sorted(found, key=lambda one: (one.seq, one.point.moment, one.kind == "synthetic", one.point))
 
     def _read_record(self, vm_uuid: str, point: PointId, signers: Optional[AllowedSigners]) -> PointRecord:
         name = layout.vm_folder(vm_uuid) + layout.record_name(point)
