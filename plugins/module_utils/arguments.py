@@ -155,6 +155,12 @@ def writer_keys(options: dict[str, Any]) -> WriterKeys:
     catalog_texts = list(options["catalog_recipients"])
     for path in options.get("catalog_identities", ()):
         catalog_texts += [text for text in recipients_of(path) if text not in catalog_texts]
+    kinds = {text.strip().startswith("age1pq1") for text in [*options["recipients"], *catalog_texts]}
+    if encrypted and len(kinds) == 2:
+        raise EngineError(
+            "Post-quantum recipients (age1pq1...) stand beside others, and would protect nothing that those do not.",
+            "Use keys of one kind for data and catalog.",
+        )
     return WriterKeys(
         [parse_recipient(text) for text in options["recipients"]] if encrypted else [],
         [parse_recipient(text) for text in catalog_texts] if encrypted else [],

@@ -38,6 +38,13 @@ options:
     type: str
     choices: [data, catalog, signing]
     required: true
+  post_quantum:
+    description:
+      - Make a data or catalog key that a quantum computer is not believed to break either, ML-KEM-768 beside X25519.
+      - This takes a recent release of cryptography wherever the key or its public half is used, and C(age) 1.3 for the repository's
+        C(restore-xva.sh). Data and catalog keys must be of one kind.
+    type: bool
+    default: false
   principal:
     description: Name under which the holder of a signing key is known in RV(allowed_signer).
     type: str
@@ -83,7 +90,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.guestark.xen.plugins.module_utils import results
-from ansible_collections.guestark.xen.plugins.module_utils.age.errors import AgeError
+from ansible_collections.guestark.xen.plugins.module_utils.age.errors import AgeError, KeyFormatError
 from ansible_collections.guestark.xen.plugins.module_utils.age.files import make_identity, make_signing_key
 
 
@@ -93,19 +100,22 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "type": {"type": "str", "choices": ["data", "catalog", "signing"], "required": True},
+            "post_quantum": {"type": "bool", "default": False},
             "principal": {"type": "str", "default": "mover"},
         },
         supports_check_mode=True,
     )
     results.require_libraries(module, "cryptography")
     path, principal = module.params["path"], module.params["principal"]
-    if module.check_mode and not os.path.exists(path):
-        module.exit_json(changed=True)
     try:
+        if module.params["type"] == "signing" and module.params["post_quantum"]:
+            raise KeyFormatError("there is no post-quantum signing key", "Leave post_quantum out.")
+        if module.check_mode and not os.path.exists(path):
+            module.exit_json(changed=True)
         if module.params["type"] == "signing":
             line, changed = make_signing_key(path, principal)
             module.exit_json(changed=changed, allowed_signer="%s %s" % (principal, line))
-        recipient, changed = make_identity(path)
+        recipient, changed = make_identity(path, module.params["post_quantum"])
         module.exit_json(changed=changed, recipient=recipient)
     except AgeError as error:
         results.fail(module, error)

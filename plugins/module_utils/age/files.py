@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Callable, Optional, Sequence, TypeVar
+from typing import Callable, Sequence, TypeVar, Union
 
 from .errors import AgeError, KeyFormatError
-from .keys import Identity, X25519Identity, read_identities
+from .hybrid import HybridIdentity
+from .keys import KeyPair, X25519Identity, read_identities
 from .sshsig import AllowedSigners, SigningKey
 
 Parsed = TypeVar("Parsed")
@@ -31,7 +32,7 @@ def _read(path: str, what: str, parse: Callable[[bytes], Parsed]) -> Parsed:
         ) from error
 
 
-def load_identities(paths: Sequence[str]) -> list[Identity]:
+def load_identities(paths: Sequence[str]) -> list[KeyPair]:
     """The identities in the files, in order. Raises KeyFormatError."""
     return [one for path in paths for one in _read(path, "identity file", lambda data: read_identities(data.decode()))]
 
@@ -46,14 +47,14 @@ def load_signers(path: str) -> AllowedSigners:
     return _read(path, "allowed-signers file", lambda data: AllowedSigners.parse(data.decode()))
 
 
-def make_identity(path: str) -> tuple[str, bool]:
+def make_identity(path: str, post_quantum: bool = False) -> tuple[str, bool]:
     """Make an age identity in ``path`` unless it is there; return its recipient and whether it was made.
 
     The recipient is also in ``path`` + ``.pub``. Raises KeyFormatError when what is there is no identity.
     """
-    identity: Optional[X25519Identity] = None
+    identity: Union[X25519Identity, HybridIdentity, None] = None
     if not os.path.exists(path):
-        identity = X25519Identity.generate()
+        identity = HybridIdentity.generate() if post_quantum else X25519Identity.generate()
         text = "# public key: %s\n%s\n" % (identity.recipient(), identity.to_string())
         if not _write_new(path, text.encode()):
             identity = None
@@ -63,7 +64,7 @@ def make_identity(path: str) -> tuple[str, bool]:
 
 def recipients_of(path: str) -> list[str]:
     """The recipients of the identities in a file. Raises KeyFormatError."""
-    return [str(one.recipient()) for one in load_identities([path]) if isinstance(one, X25519Identity)]
+    return [str(one.recipient()) for one in load_identities([path])]
 
 
 def make_signing_key(path: str, comment: str) -> tuple[str, bool]:

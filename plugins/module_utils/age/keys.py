@@ -8,9 +8,10 @@ import re
 from contextlib import suppress
 from typing import Optional, Protocol, Sequence
 
-from . import bech32
+from . import bech32, hybrid
 from .errors import HeaderError, KeyFormatError
 from .header import Stanza, decode64, derive, encode64
+from .hybrid import HybridIdentity, HybridRecipient
 
 with suppress(ImportError):
     from cryptography.exceptions import InvalidTag
@@ -37,6 +38,13 @@ class Identity(Protocol):
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> Optional[bytes]:
         """Return the file key, or None when no stanza is for this identity. Raises HeaderError for malformed ones."""
+
+
+class KeyPair(Identity, Protocol):
+    """An identity as key files hold it."""
+
+    def recipient(self) -> Recipient:
+        """The public half; its text is ``age1…``."""
 
 
 def _open(key: bytes, body: bytes) -> Optional[bytes]:
@@ -173,17 +181,19 @@ def parse_recipient(text: str) -> Recipient:
     if text.upper().startswith("AGE-SECRET-KEY-"):
         raise KeyFormatError("a secret identity was given where a recipient (age1...) is expected")
     try:
-        return X25519Recipient.from_string(text)
+        kind = HybridRecipient if text.lower().startswith(hybrid.PREFIX + "1") else X25519Recipient
+        return kind.from_string(text)
     except KeyFormatError as error:
         raise KeyFormatError("recipient %r: %s" % (_shown(text), error)) from error
 
 
-def parse_identity(text: str) -> Identity:
+def parse_identity(text: str) -> KeyPair:
     """Parse one identity. Raises KeyFormatError, whose text does not hold the key."""
-    return X25519Identity.from_string(text)
+    kind = HybridIdentity if text.upper().startswith(hybrid.SECRET_PREFIX) else X25519Identity
+    return kind.from_string(text)
 
 
-def read_identities(text: str) -> list[Identity]:
+def read_identities(text: str) -> list[KeyPair]:
     """Parse an identity file: one identity a line, blank lines and lines that begin with # aside.
 
     Raises KeyFormatError naming the line.

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from ansible_collections.guestark.xen.plugins.module_utils.age import hybrid
 from ansible_collections.guestark.xen.plugins.module_utils.age.armor import dearmor
 from ansible_collections.guestark.xen.plugins.module_utils.age.errors import (
     ArmorError,
@@ -17,7 +18,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.age.errors import (
     NoMatchError,
     PayloadError,
 )
-from ansible_collections.guestark.xen.plugins.module_utils.age.keys import ScryptIdentity, X25519Identity
+from ansible_collections.guestark.xen.plugins.module_utils.age.keys import ScryptIdentity, parse_identity
 from ansible_collections.guestark.xen.plugins.module_utils.age.stream import AgeReader
 
 FOLDERS = [
@@ -65,11 +66,11 @@ def test_vector(path):
     keys, body = parse(path.read_bytes())
     fields = dict(keys)
     assert set(fields) <= KNOWN
-    if any(name == "identity" and value.startswith("AGE-SECRET-KEY-PQ-") for name, value in keys):
-        pytest.skip("post-quantum keys are not implemented")
+    if any(name == "identity" and value.startswith("AGE-SECRET-KEY-PQ-") for name, value in keys) and not hybrid.AVAILABLE:
+        pytest.skip("the installed release of cryptography knows no post-quantum keys")
     if fields.get("compressed") == "zlib":
         body = zlib.decompress(body)
-    identities = [X25519Identity.from_string(value) for name, value in keys if name == "identity"]
+    identities = [parse_identity(value) for name, value in keys if name == "identity"]
     identities += [ScryptIdentity(value) for name, value in keys if name == "passphrase"]
     released, error = decrypt(body, "armored" in fields, identities)
     wanted = EXPECTED.get(fields["expect"])
