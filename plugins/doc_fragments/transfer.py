@@ -14,6 +14,11 @@ options:
     description: Seconds without one byte moved after which the transfer is given up. There is no limit to how long it may take as a whole.
     type: int
     default: 300
+  bandwidth_limit:
+    description:
+      - How many bytes a second may flow from or to the pool, such as V(50M); V(M) is 1048576. Without it, as many as come.
+      - The limit is for this task. Tasks that run at the same time, on other VMs, have theirs each.
+    type: str
   progress_file:
     description:
       - File to which lines of progress are appended while the data moves.

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import env_fallback
+from ansible.module_utils.common.text.formatters import human_to_bytes
 
 if TYPE_CHECKING:
     from .age.sshsig import AllowedSigners
@@ -113,20 +114,41 @@ def transfer() -> Spec:
     """Fragment ``guestark.xen.transfer``: patience and progress. ``progress_file`` is the action plugin's."""
     return {
         "stall_timeout": {"type": "int", "default": 300},
+        "bandwidth_limit": {"type": "str"},
         "progress_file": {"type": "path"},
     }
 
 
 def pool_client(options: dict[str, Any]) -> PoolClient:
-    """The client that the options of connection() describe; it connects when it is entered."""
+    """The client that the options of connection() and transfer() describe; it connects when it is entered.
+
+    Raises EngineError for a limit that is none.
+    """
     from .xapi.client import PoolClient
+    from .xapi.pace import Pace
     from .xapi.tls import TlsSettings
 
     tls = TlsSettings(
         validate=options["validate_certs"], ca_path=options["ca_path"], fingerprint=options["fingerprint"]
     )
     members = [_plain(member.strip()) for member in options["hostname"]]
-    return PoolClient(members, _plain(options["username"]), _plain(options["password"]), tls=tls)
+    return PoolClient(members, _plain(options["username"]), _plain(options["password"]), tls=tls, pace=Pace(_limit(options)))
+
+
+def _limit(options: dict[str, Any]) -> int | None:
+    """Bytes a second, or None for no limit."""
+    from .engine.errors import EngineError
+
+    text = options.get("bandwidth_limit")
+    if not text:
+        return None
+    try:
+        found = int(human_to_bytes(text))
+    except ValueError as error:
+        raise EngineError("bandwidth_limit: %s" % error, "Give bytes a second, such as 50M.") from error
+    if found <= 0:
+        raise EngineError("bandwidth_limit: %r lets nothing through." % text, "Leave it out for no limit.")
+    return found
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Optional, Sequence
 
 from ..xapi.connection import CONNECT_TIMEOUT, reason
 from ..xapi.errors import PoolError
+from ..xapi.pace import Pace
 
 SECTOR = 512
 ATTEMPTS = 3  # at a read, on a new connection each
@@ -161,7 +162,8 @@ class DiskReader(AbstractContextManager):  # type: ignore[type-arg]
     The first connection is made at once. Raises NbdError, also when the disk has not ``size`` bytes there.
     """
 
-    def __init__(self, exports: Sequence[NbdExport], size: int, timeout: float) -> None:
+    def __init__(self, exports: Sequence[NbdExport], size: int, timeout: float, pace: Optional[Pace] = None) -> None:
+        self._pace = pace or Pace()
         self._exports = exports
         self._timeout = timeout
         self._lock = threading.Lock()
@@ -191,6 +193,7 @@ class DiskReader(AbstractContextManager):  # type: ignore[type-arg]
                 continue
             with self._lock:
                 self._idle.append(connection)
+            self._pace.passed(length)
             return data
         raise AssertionError("the last attempt returns or raises")
 

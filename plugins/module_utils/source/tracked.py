@@ -60,6 +60,6 @@ def open_tracked(
                 NbdExport(one["address"], int(one["port"]), one["exportname"], one["cert"], one["subject"])
                 for one in nbd_info(client, vdi)
             ]
-            reader = stack.enter_context(DiskReader(exports, disk.virtual_size, stall_timeout))
+            reader = stack.enter_context(DiskReader(exports, disk.virtual_size, stall_timeout, client.pace))
             source.disks[disk.label] = TrackedDisk(bitmap, reader)
         yield source

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from .connection import Endpoint, HostConnection
 from .errors import CertificateUntrusted, ConnectionFailed, OutcomeUnknown, PoolError, XapiError
+from .pace import Pace
 from .rpc import ResponseLost, Rpc
 from .tls import TlsSettings
 
@@ -56,7 +57,8 @@ class PoolClient:
 
     ``members``: addresses of one or better all of the pool's hosts (``host``, ``host:port``, ``https://host:port``);
     the coordinator is found from any of them. ``patience``: how many seconds a call waits for a coordinator that went
-    away to come back or be replaced. ``originator`` names the tool in the pool's own limit of sessions.
+    away to come back or be replaced. ``originator`` names the tool in the pool's own limit of sessions. ``pace``: how
+    fast VMs and disks are transferred.
 
     Object references survive a new coordinator, sessions and tasks do not.
     """
@@ -69,7 +71,9 @@ class PoolClient:
         tls: TlsSettings = TlsSettings(),  # noqa: B008 - frozen
         originator: str = "guestark",
         patience: float = 300.0,
+        pace: Optional[Pace] = None,
     ) -> None:
+        self.pace = pace or Pace()
         self._members = [Endpoint.parse(member) for member in members]
         if not self._members:
             raise PoolError("No address of the pool was given.", "Name at least one of its hosts.")

@@ -21,6 +21,7 @@ from urllib.parse import urlencode, urlsplit
 from .client import PoolClient
 from .connection import Endpoint, HostConnection, reason
 from .errors import OutcomeUnknown, PoolError, TransferError, XapiError
+from .pace import Pace
 from .tasks import ENDING_SECONDS, Task, wait
 
 MOST_DESCRIPTION = 64 * 1024 * 1024  # bytes of an archive without disks
@@ -84,7 +85,9 @@ class Export(io.RawIOBase):
             count = min(len(view), len(self._early))
             view[:count], self._early = self._early[:count], self._early[count:]
             return count
-        return self._sock.recv_into(view)
+        count = self._sock.recv_into(view)
+        self._client.pace.passed(count)
+        return count
 
     def finish(self) -> None:
         """Read what is left of the stream and wait for the task.
@@ -175,7 +178,7 @@ def import_vm(
             )
         task.adopted = True
         with connection, closing(response), _explained(task, "Import", subject):
-            _send_all(connection, chunks, length, task, stall_timeout, subject)
+            _send_all(connection, chunks, length, task, stall_timeout, subject, client.pace)
             try:
                 # still connected: the host may yet be reading, and a closed connection would fail it
                 refs = wait(client, task.ref, stall_timeout=stall_timeout, operation="Import", subject=subject)
@@ -190,7 +193,7 @@ class _SendFailed(TransferError):
 
 def _send_all(
     connection: HostConnection, chunks: Iterable[bytes], length: Optional[int], task: Task, stall_timeout: float,
-    subject: str,
+    subject: str, pace: Pace,
 ) -> None:
     """Send the body; a host that stops reading because it has all it needs is no failure."""
     sent = 0
@@ -204,6 +207,7 @@ def _send_all(
                 except OSError as error:
                     raise _broken("import", subject, error, sent, stall_timeout, _SendFailed) from error
                 sent += len(piece)
+                pace.passed(len(piece))
     except _SendFailed:
         if not task.succeeded(ENDING_SECONDS):
             raise
