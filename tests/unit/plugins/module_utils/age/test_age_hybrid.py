@@ -1,5 +1,5 @@
 # Copyright (c) 2026 Guestark contributors
-# SPDX-License-Identifier: BSD-2-Clause
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Post-quantum keys: what is encrypted to one is opened by it alone. The testkit's vectors are in test_age_testkit.py."""
 from __future__ import annotations
 

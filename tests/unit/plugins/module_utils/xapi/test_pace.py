@@ -1,5 +1,5 @@
 # Copyright (c) 2026 Guestark contributors
-# SPDX-License-Identifier: BSD-2-Clause
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The limit of bandwidth, by a clock that only sleeping moves."""
 from __future__ import annotations
 
