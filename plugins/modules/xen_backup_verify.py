@@ -48,6 +48,13 @@ options:
     type: str
     choices: [sealed, structure, content]
     default: sealed
+  part:
+    description:
+      - Read only one part of the data, such as V(3/28) for the third of 28; all parts together are everything. Commit records, indexes and
+        metadata are always read whole.
+      - Parts are of segments with O(level=sealed), and of blocks with O(level=content).
+    type: str
+    default: 1/1
   progress_file:
     description: File that the progress is appended to. Set by the action plugin, which shows it while the task runs.
     type: path
@@ -62,6 +69,12 @@ EXAMPLES = r"""
   guestark.xen.xen_backup_verify:
     repository: /srv/backup
     allowed_signers: /etc/guestark/allowed_signers
+
+- name: Read every object once in four weeks
+  guestark.xen.xen_backup_verify:
+    repository: /srv/backup
+    allowed_signers: /etc/guestark/allowed_signers
+    part: "{{ now().timetuple().tm_yday % 28 + 1 }}/28"
 
 - name: Open every block of the newest point of web01
   guestark.xen.xen_backup_verify:
@@ -83,7 +96,8 @@ verified:
 findings:
   description:
     - What is wrong, each with C(vm_uuid), C(point) and C(problem).
-    - C(name) is the object's, below the VM's folder, or empty. C(disk) is the name of a disk that is not whole, or empty, and C(ranges) what
+    - C(name) is the object's, below the VM's folder, or empty. One of the
+      repository's own files has no VM and no point. C(disk) is the name of a disk that is not whole, or empty, and C(ranges) what
       is lost of it, as pairs of offset and length in bytes.
   returned: always
   type: list
@@ -102,6 +116,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.engine.progress impor
 from ansible_collections.guestark.xen.plugins.module_utils.engine.verify import LEVELS, Damage, verify
 from ansible_collections.guestark.xen.plugins.module_utils.repository.record import PointRecord
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
+from ansible_collections.guestark.xen.plugins.module_utils.repository.sealed import Part
 from ansible_collections.guestark.xen.plugins.module_utils.repository.stores import open_store
 
 
@@ -119,16 +134,26 @@ def chosen(module: AnsibleModule, repository: Repository, identities: list[Any])
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     """Verify the points."""
+    try:
+        part = Part.parse(module.params["part"])
+    except ValueError as error:
+        raise EngineError("part: %s." % error) from error
     identities = arguments.identities(module.params)
     repository = Repository.open(open_store(module.params["repository"], module.params["storage_options"]))
     records = chosen(module, repository, identities)
     progress = Progress("repository", module.params["progress_file"])
-    found = list(verify(repository, records, module.params["level"], identities, progress))
+    found = list(verify(repository, records, module.params["level"], identities, progress, part))
     return {"verified": [str(one.point) for one in records], "findings": [asdict(one) for one in found], "found": found}
 
 
 def told(found: list[Damage]) -> str:
     """The findings as an error."""
+    files = [one for one in found if not one.point]
+    if files:
+        return (
+            "The repository's own file %s is damaged: %s. Bring it back from another copy of the repository, or from one that "
+            "the same release of the collection made.%s" % (files[0].name, files[0].problem, " There is more." * (len(found) > 1))
+        )
     points = sorted({(one.vm_uuid, one.point) for one in found})
     first = "; ".join("%s of VM %s: %s" % (one.point, one.vm_uuid, one.problem) for one in found[:3])
     return (
@@ -146,6 +171,7 @@ def main() -> None:
             "vm": {"type": "str"},
             "point": {"type": "str", "default": "all"},
             "level": {"type": "str", "choices": list(LEVELS), "default": "sealed"},
+            "part": {"type": "str", "default": "1/1"},
             "progress_file": {"type": "path"},
         },
         supports_check_mode=True,

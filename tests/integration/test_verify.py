@@ -94,3 +94,31 @@ def test_a_point_nobody_vouches_for_is_a_finding(site, points):
         result = site.one("xen_backup_verify", fails=True, **options(site, level) | {"allowed_signers": str(signers)})
         assert {one["point"] for one in result["findings"]} == set(points)
         assert "not among the allowed signers" in result["findings"][0]["problem"]
+
+
+def test_parts_of_the_data_are_read_and_all_together_find_the_damage(site, points):
+    (segment,) = site.repository.glob(f"vm/*/seg/{points[1]}-000*")
+    undo = flipped(site, points[1], segment.stat().st_size // 2)
+    try:
+        for level in ("sealed", "content"):
+            tasks = [site.task("xen_backup_verify", **options(site, level, part=f"{number}/3")) for number in (1, 2, 3)]
+            found = []
+            for task in tasks:
+                found += [one for result in site.run(task, fails=None) for one in result["findings"]]
+            assert found and {one["point"] for one in found} == {points[1]}
+    finally:
+        undo()
+    refused = site.one("xen_backup_verify", fails=True, **options(site, "sealed", part="4/3"))
+    assert "no part" in refused["msg"]
+
+
+def test_a_damaged_recipe_is_named_and_hinders_nothing_else(site, points):
+    script = site.repository / "restore-xva.sh"
+    whole = script.read_bytes()
+    script.write_bytes(whole.replace(b"set -eu", b"set -ex", 1))
+    try:
+        result = site.one("xen_backup_verify", fails=True, **options(site, "sealed"))
+        assert "restore-xva.sh" in result["msg"] and [one["name"] for one in result["findings"]] == ["restore-xva.sh"]
+        assert site.restore("web", name="by-hand", check_mode=True)["changed"]
+    finally:
+        script.write_bytes(whole)

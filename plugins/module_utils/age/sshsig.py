@@ -96,9 +96,21 @@ class SigningKey:
             MAGIC + struct.pack(">I", 1) + _string(_string(KEY_TYPE) + _string(self.public))
             + _string(namespace.encode()) + _string(b"") + _string(b"sha512") + _string(signature)
         )
-        text = base64.b64encode(blob)
-        lines = [text[start:start + COLUMNS] for start in range(0, len(text), COLUMNS)]
-        return b"\n".join([BEGIN, *lines, END]) + b"\n"
+        return _armor(blob)
+
+
+def is_exact(armored: bytes) -> bool:
+    """Whether a signature is in the form that ``sign()`` and ``ssh-keygen`` give it, to the last byte."""
+    try:
+        return _armor(base64.b64decode(b"".join(armored.split(b"\n")[1:-2]))) == armored
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _armor(blob: bytes) -> bytes:
+    text = base64.b64encode(blob)
+    lines = [text[start:start + COLUMNS] for start in range(0, len(text), COLUMNS)]
+    return b"\n".join([BEGIN, *lines, END]) + b"\n"
 
 
 def _parse_signature(armored: bytes, namespace: str) -> tuple[bytes, bytes, str]:

@@ -15,7 +15,7 @@ from ..repository.layers import Layers
 from ..repository.point_reader import PointReader, StoredFrame
 from ..repository.record import PointRecord
 from ..repository.repository import Repository
-from ..repository.sealed import verify_sealed
+from ..repository.sealed import EVERYTHING, Part, verify_sealed
 from ..repository.units import decode_block
 from ..xva.errors import XvaError
 from ..xva.ova import Ova
@@ -42,16 +42,17 @@ class Damage:
 
 
 def verify(
-    repository: Repository, records: Sequence[PointRecord], level: str, identities: Sequence[Any], progress: Progress
+    repository: Repository, records: Sequence[PointRecord], level: str, identities: Sequence[Any], progress: Progress,
+    part: Part = EVERYTHING,
 ) -> Iterator[Damage]:
     """Yield what is wrong with points. ``sealed`` needs no key, ``structure`` a catalog identity, ``content`` a data one.
 
-    ``content`` holds ``structure``. Raises NoMatchError when no identity opens a point, RepositoryError when the
-    repository cannot be read.
+    ``content`` holds ``structure``. ``part``: of the segments, or of the blocks of each disk, only these. Raises
+    NoMatchError when no identity opens a point, RepositoryError when the repository cannot be read.
     """
     if level == "sealed":
         progress.phase("sealed verification")
-        for found in verify_sealed(repository, records):
+        for found in verify_sealed(repository, records, part):
             yield Damage(found.vm_uuid, str(found.point), found.problem, found.name)
         return
     for record in records:
@@ -61,7 +62,7 @@ def verify(
                 yield from _structure(record, layers)
             if level == "content":
                 with repository.read_point(record, identities) as reader:
-                    yield from _content(record, reader, progress)
+                    yield from _content(record, reader, progress, part)
         except NoMatchError:
             raise
         except (RepositoryError, AgeError, XvaError) as error:
@@ -80,7 +81,7 @@ def _structure(record: PointRecord, layers: Layers) -> Iterator[Damage]:
             yield _damage(record, "its layers do not give what was backed up", disk=_name(layers.meta, disk))
 
 
-def _content(record: PointRecord, reader: PointReader, progress: Progress) -> Iterator[Damage]:
+def _content(record: PointRecord, reader: PointReader, progress: Progress, part: Part) -> Iterator[Damage]:
     """Whether every block that an archive needs can be opened and has its digest."""
     missing = {disk.label for disk in Ova.parse(reader.ova_xml).disks} - {disk.label for disk in reader.disks}
     if missing:
@@ -88,7 +89,7 @@ def _content(record: PointRecord, reader: PointReader, progress: Progress) -> It
     total, before = sum(disk.virtual_size for disk in reader.disks), 0
     for disk in reader.disks:
         lost: dict[int, str] = {}
-        for number, problem in ordered(_attempts(reader, disk), _judge):
+        for number, problem in ordered(_attempts(reader, disk, part), _judge):
             if problem:
                 lost[number] = problem
             progress.advance(before + number * BLOCK, total)
@@ -98,9 +99,11 @@ def _content(record: PointRecord, reader: PointReader, progress: Progress) -> It
             yield _damage(record, lost[min(lost)], disk=_name(reader.meta, disk), ranges=ranges)
 
 
-def _attempts(reader: PointReader, disk: IndexDisk) -> Iterator[tuple[int, Union[StoredFrame, str]]]:
+def _attempts(reader: PointReader, disk: IndexDisk, part: Part) -> Iterator[tuple[int, Union[StoredFrame, str]]]:
     """Each block by itself, or why it cannot be had: one that is lost must not hide the next ones."""
     for block in reader.needed(disk):
+        if not part.holds("%s/%d" % (disk.label, block.record.number)):
+            continue
         try:
             (frame,) = reader.fetch(disk.label, [block])
             yield block.record.number, frame

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from ..age.errors import AgeError
-from ..age.sshsig import AllowedSigners, SigningKey
+from ..age.sshsig import AllowedSigners, SigningKey, is_exact
 from .errors import NotTrusted, PointDamaged
 from .layout import PointId, parse_object, vm_folder
 
@@ -122,6 +122,8 @@ def sign(text: bytes, key: SigningKey) -> bytes:
 
 def verify(text: bytes, signature: bytes, signers: AllowedSigners) -> str:
     """Return the principal who signed. NotTrusted when it is none of ``signers``, or the text was changed."""
+    if not is_exact(signature):
+        raise NotTrusted("Its signature was changed.", "Bring the .sig file back from another copy of the repository.")
     try:
         return signers.verify(text, signature, NAMESPACE)
     except AgeError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -123,6 +124,21 @@ class Repository:
                     "Use another copy or another point.",
                 )
 
+    def damaged_files(self) -> list[tuple[str, str]]:
+        """Name and problem of each of the repository's own files that is not what was written."""
+        text = self.store.read(layout.REPOSITORY_JSON)
+        description = _check_description(text, self.store.path)
+        if description.get("sha256") != _digest(description) or text != _rendered(description):
+            return [(layout.REPOSITORY_JSON, "it is not what was written")]
+        found = []
+        for name, digest in description["files"].items():
+            try:
+                if hashlib.sha256(self.store.read(name)).hexdigest() != digest:
+                    found.append((name, "it is not what was written"))
+            except ObjectMissing:
+                found.append((name, "it is missing"))
+        return found
+
     def sweep(self, lease: Lease) -> list[str]:
         """Remove what earlier runs of the lease's VM left when they were killed, and return the names.
 
@@ -192,16 +208,27 @@ def _create(store: Store) -> None:
             "Bring that file back from a copy of the repository, or choose an empty directory.",
         )
     store.probe()
-    created = datetime.now(timezone.utc).strftime(MOMENT)
-    description = {"format": FORMAT, "version": VERSION, "id": str(uuid4()), "created": created, "requires": []}
-    texts = {
-        layout.RESTORE_GUIDE: GUIDE,
-        layout.RESTORE_SCRIPT: SCRIPT,
-        layout.REPOSITORY_JSON: json.dumps(description, indent=1) + "\n",  # last: it makes the repository exist
-    }
-    for name, text in texts.items():
+    digests = {}
+    for name, text in ((layout.RESTORE_GUIDE, GUIDE), (layout.RESTORE_SCRIPT, SCRIPT)):
         with suppress(ObjectExists):  # another mover makes the same repository, or one was killed doing so
             store.put(name, text.encode("utf-8"))
+        digests[name] = hashlib.sha256(store.read(name)).hexdigest()
+    created = datetime.now(timezone.utc).strftime(MOMENT)
+    description: dict[str, Any] = {
+        "format": FORMAT, "version": VERSION, "id": str(uuid4()), "created": created, "requires": [], "files": digests,
+    }
+    description["sha256"] = _digest(description)
+    with suppress(ObjectExists):
+        store.put(layout.REPOSITORY_JSON, _rendered(description))  # last: it makes the repository exist
+
+
+def _rendered(description: dict[str, Any]) -> bytes:
+    return (json.dumps(description, indent=1) + "\n").encode("utf-8")
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """SHA-256 of the description without this digest itself."""
+    return hashlib.sha256(_rendered({name: value for name, value in description.items() if name != "sha256"})).hexdigest()
 
 
 def _check_description(text: bytes, path: str) -> dict[str, Any]:
