@@ -60,6 +60,12 @@ unit: venv system  ## unit tests
 integration: venv system  ## playbooks against simulated pools
 	$(BIN)/python -m pytest tests/integration
 
+PROOFS := tests/integration/test_random_failures.py tests/unit/plugins/module_utils/repository/test_repository_flips.py
+
+.PHONY: proofs
+proofs: venv system  ## the tests of reliability at full length: 200 kills, 200 cuts, every bit
+	GUESTARK_PROOFS=1 $(BIN)/python -m pytest -s $(PROOFS)
+
 .PHONY: test-matrix
 test-matrix: venv system  ## sanity and tests with the oldest and the newest ansible-core and Python found here
 	tests/tools/matrix

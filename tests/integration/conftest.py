@@ -213,6 +213,7 @@ class Site:
                     if vm["power_state"] != "Halted":
                         call("VM.hard_shutdown", ref)
                     call("VM.destroy", ref)
+            wait_until(lambda: not self.state(pool)["attached"])  # the control domain lets go a moment later
             for ref in call("VDI.get_all"):
                 call("VDI.destroy", ref)
 
