@@ -51,6 +51,24 @@ def kill(_name: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed(at: int, work) -> bool:
+    """Do ``work`` in a process that is killed at its call ``at``; False when it ended before."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            with Failpoints(kill, at):
+                work()
+            status = 0
+        finally:
+            os._exit(status)
+    _pid, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "failed instead of being killed at %d" % at
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    return os.WIFSIGNALED(status)
+
+
 def fail_with(number: int):
     """Raise OSError with this errno."""
     def act(name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from contextlib import suppress
 
@@ -16,7 +15,7 @@ from ansible_collections.guestark.xen.plugins.module_utils.repository.lease impo
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.repository.sealed import verify_sealed
-from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.failpoints import Failpoints, kill
+from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.failpoints import kill, killed
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.point_maker import (
     KEYS,
     SIGNERS,
@@ -45,24 +44,6 @@ def run(path, disks=tuple(NEW), layered=False):
             return swept, lay(repository, repository.points(VM)[-1], list(disks))
         with repository.new_point(VM, KEYS) as point:
             return swept, write(point, list(disks))
-
-
-def killed(at: int, work) -> bool:
-    """Do ``work`` in a process that is killed at its call ``at``; False when it ended before."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            with Failpoints(kill, at):
-                work()
-            status = 0
-        finally:
-            os._exit(status)
-    _pid, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "failed instead of being killed at %d" % at
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-    return os.WIFSIGNALED(status)
 
 
 def is_whole(repository: Repository, expected: list) -> None:
