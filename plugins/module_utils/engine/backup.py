@@ -126,9 +126,10 @@ def _export(
     began, read = time.monotonic(), 0
     vm = order.subject.vm
     record = source.taken.record if source.taken else client.call("VM.get_record", source.ref)
-    origins = _origins(client, source.taken.disks.values() if source.taken else _disks(client, record))
+    held = source.taken.disks if source.taken else _disks(client, record)
+    origins = _origins(client, held.values())
     with ExitStack() as stack:
-        tracked, chain = _open_tracked(client, order, source, chain, origins, stack)
+        tracked, chain = _open_tracked(client, order, source, chain, held, origins, stack)
         stream = tracked or stack.enter_context(
             open_export(client, source.ref, order.stall_timeout, vm["name_label"], source.memory)
         )
@@ -163,7 +164,8 @@ def _export(
 
 
 def _open_tracked(
-    client: PoolClient, order: BackupOrder, source: Source, chain: Found, origins: Mapping[str, str], stack: ExitStack
+    client: PoolClient, order: BackupOrder, source: Source, chain: Found, held: Mapping[str, Mapping[str, Any]],
+    origins: Mapping[str, str], stack: ExitStack,
 ) -> tuple[Optional[TrackedSource], Found]:
     """The snapshot as its storage tracked it since the base; None where that cannot be had, and the chain says why."""
     if not chain.base or not source.tracked:
@@ -172,9 +174,10 @@ def _open_tracked(
         return None, replace(chain, untracked="the memory of a guest is not tracked")
     before = {disk["vdi_uuid"]: disk["snapshot_vdi_uuid"] for disk in chain.base.meta["disks"]}
     earlier = {snapshot: before[disk] for snapshot, disk in origins.items() if disk in before}
+    disks = {record["uuid"]: vdi for vdi, record in held.items()}
     try:
         found = stack.enter_context(
-            open_tracked(client, source.ref, earlier, order.stall_timeout, order.subject.vm["name_label"])
+            open_tracked(client, source.ref, disks, earlier, order.stall_timeout, order.subject.vm["name_label"])
         )
     except PoolError as error:
         return None, replace(chain, untracked=str(error).rstrip("."))
@@ -202,10 +205,10 @@ def _labels(ova: Ova, origins: Mapping[str, str], chain: Found) -> tuple[dict[st
     return canonical_labels(ova), chain
 
 
-def _disks(client: PoolClient, vm: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a VM's or snapshot's disks."""
+def _disks(client: PoolClient, vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The records of a VM's or snapshot's disks, by ref."""
     found = (client.call("VBD.get_VDI", vbd) for vbd in vm["VBDs"])
-    return [client.call("VDI.get_record", vdi) for vdi in found if vdi != "OpaqueRef:NULL"]
+    return {vdi: client.call("VDI.get_record", vdi) for vdi in found if vdi != "OpaqueRef:NULL"}
 
 
 def _origins(client: PoolClient, disks: Iterable[dict[str, Any]]) -> dict[str, str]:

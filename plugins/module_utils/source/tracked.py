@@ -42,9 +42,10 @@ class TrackedSource:
 
 @contextmanager
 def open_tracked(
-    client: PoolClient, ref: str, earlier: Mapping[str, str], stall_timeout: float, subject: str
+    client: PoolClient, ref: str, disks: Mapping[str, str], earlier: Mapping[str, str], stall_timeout: float, subject: str
 ) -> Iterator[TrackedSource]:
-    """Open the snapshot ``ref``; ``earlier``: UUID of each of its disks -> UUID of that disk in the earlier snapshot.
+    """Open the snapshot ``ref``. ``disks``: UUID of each of its disks -> ref; ``earlier``: UUID of each -> UUID of that
+    disk in the earlier snapshot.
 
     Everything that can be known to fail does so here. Raises PoolError.
     """
@@ -54,7 +55,7 @@ def open_tracked(
         for disk in source.ova.disks:
             if disk.vdi_uuid not in earlier:
                 raise NotFound("Disk %s is not in the earlier restore point." % disk.name_label)
-            vdi = client.call("VDI.get_by_uuid", disk.vdi_uuid)
+            vdi = disks[disk.vdi_uuid]
             bitmap = changed_since(client, earlier[disk.vdi_uuid], vdi, disk.virtual_size)
             exports = [
                 NbdExport(one["address"], int(one["port"]), one["exportname"], one["cert"], one["subject"])

@@ -193,13 +193,13 @@ def judged(wish: Wish, moment: Moment, vm_name: str, power_state: str) -> Moment
 
 
 def _plain(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[Taken, Moment]:
-    taken = snapshots.take(client, planned.vm["ref"], name, mark, planned.ignored)
+    taken = snapshots.take(client, planned.vm, name, mark, planned.ignored)
     grade = "cold" if _state_at(taken) == HALTED else "crash"
     return taken, Moment(planned.method, grade, planned.degraded, excluded=planned.excluded)
 
 
 def _quiesced(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[Taken, Moment]:
-    taken = snapshots.take(client, planned.vm["ref"], name, mark, call="VM.snapshot_with_quiesce")
+    taken = snapshots.take(client, planned.vm, name, mark, call="VM.snapshot_with_quiesce")
     return taken, Moment("quiesced", "filesystem", excluded=planned.excluded)
 
 
@@ -234,7 +234,7 @@ def _and_back(
     """Take a snapshot of a VM that is held, and give the guest back whatever comes of it."""
     taken = None
     try:
-        taken = snapshots.take(client, vm["ref"], name, mark, ignored, call)
+        taken = snapshots.take(client, vm, name, mark, ignored, call)
     finally:
         try:
             give_back(client, vm["ref"])

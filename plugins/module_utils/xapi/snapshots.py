@@ -87,16 +87,15 @@ class Leftover:
 
 
 def take(
-    client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: Iterable[str] = (), call: str = "VM.snapshot"
+    client: PoolClient, vm: Mapping[str, Any], name: str, mark: Mark, ignore_vdis: Iterable[str] = (), call: str = "VM.snapshot"
 ) -> Taken:
-    """Snapshot a VM's disks as ``name``, and mark the snapshot and its disks.
+    """Snapshot a VM's disks as ``name``, and mark the snapshot and its disks; ``vm``: its record with its ``ref``.
 
     ``ignore_vdis``: refs of disks to leave out (from release 8.3 on). ``call``: VM.snapshot, VM.checkpoint or
     VM.snapshot_with_quiesce. Raises XapiError, OutcomeUnknown; then no
     snapshot of that name stays, as far as the pool can still be reached.
     """
-    vm = client.call("VM.get_record", vm_ref)
-    subject = "VM %s" % vm["name_label"]
+    vm_ref, subject = vm["ref"], "VM %s" % vm["name_label"]
     ignored = list(ignore_vdis)
     arguments = [vm_ref, name, ignored] if ignored else [vm_ref, name]  # 8.2 takes no third parameter
     _note(client, "VM", vm_ref, vm, TAKING, mark.intention(name, vm["uuid"]))
@@ -130,17 +129,16 @@ def remove(client: PoolClient, snapshot: Union[str, Taken], keep: Optional[Calla
     """
     try:
         if isinstance(snapshot, Taken):
-            # nobody else had reason to use its disks; one that is attached all the same cannot be destroyed
             ref, record, disks = snapshot.ref, snapshot.record, list(snapshot.disks)
         else:
             ref, record = snapshot, client.call("VM.get_record", snapshot)
             disks = _disks(client, record)
             _mark_disks(client, record, disks)
-            disks = [vdi for vdi in disks if not _used_elsewhere(client, vdi, record["VBDs"])]
     except XapiError as error:
         if error.code == "HANDLE_INVALID":
             return
         raise
+    disks = [vdi for vdi in disks if not _used_elsewhere(client, vdi, record["VBDs"])]
     name = record["name_label"]
     # the VM goes first: its VBDs would hold the disks
     _destroy(client, "VM", ref, "VM %s" % name)
@@ -174,17 +172,19 @@ def owner(record: Mapping[str, Any]) -> str:
 def leftovers(client: PoolClient, wanted: Optional[str] = None) -> list[Leftover]:
     """Snapshots and disks that carry our mark, or were to get it, of one VM (its UUID) or of all."""
     found: list[Leftover] = []
-    covered: set[str] = set()
-    vbds = client.call("VBD.get_all_records")
+    used: list[str] = []
     for ref, record in client.call("VM.get_all_records").items():
         mark = Mark.read(record)
         inherited = None if mark else Mark.inherited(record)
         if inherited:
-            covered.update(vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds)
             found.append(Leftover("VM", ref, record["uuid"], record["name_label"], inherited[1], inherited[0]))
         elif mark and record["is_a_snapshot"]:
-            covered.update(vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds)
             found.append(_leftover("VM", ref, record, mark))
+        else:
+            continue
+        used += record["VBDs"]
+    vbds = client.call("VBD.get_all_records") if used else {}
+    covered = {vbds[vbd]["VDI"] for vbd in used if vbd in vbds}
     for ref, record in client.call("VDI.get_all_records").items():
         mark = Mark.read(record)
         if mark and record["is_a_snapshot"] and ref not in covered and not _in_use(record):
@@ -246,9 +246,21 @@ def _disks(client: PoolClient, record: Mapping[str, Any]) -> list[str]:
 
 def _used_elsewhere(client: PoolClient, vdi: str, own: Collection[str]) -> bool:
     """Whether a guest uses a disk by another VBD than its VM's own."""
-    others = [vbd for vbd in client.call("VDI.get_VBDs", vdi) if vbd not in own]
-    users = {str(client.call("VBD.get_VM", vbd)) for vbd in others}
-    return any(not client.call("VM.get_is_control_domain", user) for user in users)
+    for vbd in _told(client, "VDI.get_VBDs", vdi) or ():
+        user = None if vbd in own else _told(client, "VBD.get_VM", vbd)
+        if user and not client.call("VM.get_is_control_domain", user):
+            return True
+    return False
+
+
+def _told(client: PoolClient, method: str, ref: str) -> Any:
+    """What a call says of an object, or None when it is gone: hosts let go of disks in their own time."""
+    try:
+        return client.call(method, ref)
+    except XapiError as error:
+        if error.code == "HANDLE_INVALID":
+            return None
+        raise
 
 
 def _destroy(client: PoolClient, kind: str, ref: str, subject: str) -> None:

@@ -83,7 +83,7 @@ def test_a_restored_vm_keeps_its_blocked_operations(client, restored):
 @pytest.mark.trap(18)
 def test_no_network_is_made_up(client, restored):
     before = set(client.call("network.get_all"))
-    snapshot = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "taken", MARK).ref
+    snapshot = snapshots.take(client, inventory.find_vm(client, name="web01"), "taken", MARK).ref
     data = exported(client, snapshot)
     snapshots.remove(client, snapshot)
     with pytest.raises(EngineError, match="the pool has no network 'nowhere'"):

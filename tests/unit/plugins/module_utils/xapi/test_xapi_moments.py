@@ -274,8 +274,8 @@ def test_every_grade_is_good_enough_for_itself_and_for_a_crash(grade):
 
 def test_the_janitor_removes_what_has_an_expiry_and_nothing_else(client):
     web = find_vm(client, name="web")
-    kept = snapshots.take(client, web["ref"], "kept", snapshots.Mark("test", "", "", "")).ref
-    left = snapshots.take(client, web["ref"], "left", snapshots.Mark("test", "", "", "2026-01-01T00:00:00Z")).ref
+    kept = snapshots.take(client, web, "kept", snapshots.Mark("test", "", "", "")).ref
+    left = snapshots.take(client, web, "left", snapshots.Mark("test", "", "", "2026-01-01T00:00:00Z")).ref
     theirs = client.call("VM.snapshot", web["ref"], "theirs")
     task = client.call("task.create", "Export of VM web", "guestark run=1")
     other = client.call("task.create", "something", "else")

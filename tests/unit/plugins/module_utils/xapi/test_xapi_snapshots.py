@@ -20,7 +20,7 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xapi.lab i
 @pytest.mark.trap(28)
 def test_a_snapshot_is_marked_with_its_disks_and_goes_with_them(client, lab):
     web01 = inventory.find_vm(client, name="web01")
-    ref = snapshots.take(client, web01["ref"], "guestark web01", MARK).ref
+    ref = snapshots.take(client, web01, "guestark web01", MARK).ref
     record = client.call("VM.get_record", ref)
     assert record["is_a_snapshot"] and record["snapshot_of"] == web01["ref"]
     assert snapshots.Mark.read(record) == MARK
@@ -36,7 +36,7 @@ def test_a_snapshot_is_marked_with_its_disks_and_goes_with_them(client, lab):
 
 def test_disks_whose_snapshot_vm_is_gone_are_found_by_their_own_mark(client):
     web01 = inventory.find_vm(client, name="web01")
-    ref = snapshots.take(client, web01["ref"], "half removed", MARK).ref
+    ref = snapshots.take(client, web01, "half removed", MARK).ref
     client.call("VM.destroy", ref)
     found = snapshots.leftovers(client, web01["uuid"])
     assert [one.kind for one in found] == ["VDI", "VDI"]
@@ -47,7 +47,7 @@ def test_disks_whose_snapshot_vm_is_gone_are_found_by_their_own_mark(client):
 
 def test_a_copied_mark_is_no_mark(client):
     twin = inventory.find_vm(client, name="twin")
-    ours = snapshots.take(client, twin["ref"], "ours", MARK).ref
+    ours = snapshots.take(client, twin, "ours", MARK).ref
     copied = client.call("VM.get_other_config", ours)
     theirs = client.call("VM.snapshot", twin["ref"], "theirs")
     for key, value in copied.items():
@@ -68,7 +68,7 @@ def test_the_snapshots_of_others_are_not_found(client):
 def test_disks_can_be_left_out(client, lab):
     web01 = inventory.find_vm(client, name="web01")
     vdis = [client.call("VBD.get_VDI", vbd) for vbd in web01["VBDs"] if client.call("VBD.get_type", vbd) == "Disk"]
-    ref = snapshots.take(client, web01["ref"], "one disk", MARK, ignore_vdis=vdis[:1]).ref
+    ref = snapshots.take(client, web01, "one disk", MARK, ignore_vdis=vdis[:1]).ref
     assert state(lab)["snapshot_vdis"] == 1
     snapshots.remove(client, ref)
 
@@ -78,8 +78,8 @@ def test_a_release_that_cannot_leave_disks_out(lab):
     with connect(lab, "old") as client:
         legacy = inventory.find_vm(client, name="legacy")
         with pytest.raises(XapiError, match="VM.snapshot takes 2 parameters on this release, not 3"):
-            snapshots.take(client, legacy["ref"], "s", MARK, ignore_vdis=["OpaqueRef:x"])
-        snapshots.remove(client, snapshots.take(client, legacy["ref"], "s", MARK))
+            snapshots.take(client, legacy, "s", MARK, ignore_vdis=["OpaqueRef:x"])
+        snapshots.remove(client, snapshots.take(client, legacy, "s", MARK))
     assert state(lab, "old")["snapshot_vdis"] == 0
 
 
@@ -88,12 +88,13 @@ def test_a_snapshot_that_cannot_be_marked_does_not_stay(client, lab):
         "pool": "lab", "match": {"call": "VDI.add_to_other_config"}, "fault": {"error": ["SR_HAS_NO_PBDS", "x"]},
     })
     with pytest.raises(XapiError, match="not plugged"):
-        snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+        snapshots.take(client, inventory.find_vm(client, name="web01"), "s", MARK)
     assert state(lab)["snapshots"] == [] and state(lab)["snapshot_vdis"] == 0
 
 
 def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, lab, monkeypatch):
-    vm = inventory.find_vm(client, name="web01")["ref"]
+    web01 = inventory.find_vm(client, name="web01")
+    vm = web01["ref"]
 
     def die(*_arguments):
         raise KeyboardInterrupt
@@ -102,21 +103,21 @@ def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, 
         dead.setattr(snapshots, "_disks", die)
         dead.setattr(snapshots, "remove", lambda *_arguments: None)
         with pytest.raises(KeyboardInterrupt):
-            snapshots.take(client, vm, "s of this very point", MARK)
+            snapshots.take(client, web01, "s of this very point", MARK)
     client.call("VM.add_to_other_config", vm, snapshots.TAKING, MARK.intention("s of the next point", "x"))
     theirs = client.call("VM.snapshot", vm, "somebody else's, meanwhile")
-    (found,) = snapshots.leftovers(client, client.call("VM.get_uuid", vm))
+    (found,) = snapshots.leftovers(client, web01["uuid"])
     assert (found.name, found.mark) == ("s of this very point", MARK)
     snapshots.remove_leftover(client, found)
     assert state(lab)["snapshots"] == ["somebody else's, meanwhile"]
     snapshots.remove(client, theirs)
-    snapshots.remove(client, snapshots.take(client, vm, "s", MARK))
+    snapshots.remove(client, snapshots.take(client, web01, "s", MARK))
     assert snapshots.TAKING not in client.call("VM.get_other_config", vm)
 
 
 @pytest.mark.trap(37)
 def test_a_busy_disk_is_tried_again(client, lab):
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01"), "s", MARK).ref
     lab.control("POST", "/faults", {
         "pool": "lab", "match": {"call": "VDI.destroy"}, "fault": {"error": ["VDI_IN_USE", "x", "destroy"]}, "times": 2,
     })
@@ -127,7 +128,7 @@ def test_a_busy_disk_is_tried_again(client, lab):
 @pytest.mark.trap(37)
 def test_a_disk_that_stays_busy_is_told_and_the_others_go(client, lab, monkeypatch):
     monkeypatch.setattr(snapshots, "BUSY_SECONDS", 0.0)
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01"), "s", MARK).ref
     lab.control("POST", "/faults", {
         "pool": "lab", "match": {"call": "VDI.destroy"}, "fault": {"error": ["VDI_IN_USE", "x", "destroy"]},
     })
@@ -137,17 +138,15 @@ def test_a_disk_that_stays_busy_is_told_and_the_others_go(client, lab, monkeypat
     snapshots.remove_leftover(client, left)
 
 
-def test_a_disk_another_guest_uses_stays(client, lab):
+@pytest.mark.parametrize("by_ref", [True, False])
+def test_a_disk_another_guest_uses_stays(client, lab, by_ref):
     twin = inventory.find_vm(client, name="twin")
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
-    vdi = next(
-        vbd["VDI"] for vbd in (client.call("VBD.get_record", vbd) for vbd in client.call("VM.get_VBDs", ref))
-        if vbd["type"] == "Disk"
-    )
+    taken = snapshots.take(client, inventory.find_vm(client, name="web01"), "s", MARK)
+    vdi = next(iter(taken.disks))
     record = {"VM": twin["ref"], "VDI": vdi, "userdevice": "7", "bootable": False, "mode": "RO", "type": "Disk",
               "empty": False, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}}
     vbd = client.call("VBD.create", record)
-    snapshots.remove(client, ref)
+    snapshots.remove(client, taken.ref if by_ref else taken)
     assert client.call("VDI.get_uuid", vdi)
     client.call("VBD.destroy", vbd)
     (left,) = snapshots.leftovers(client)
@@ -161,7 +160,7 @@ def test_an_error_of_the_storage_reaches_the_caller(client, lab):
         "fault": {"error": ["SR_BACKEND_FAILURE_109", "", "The snapshot chain is too long", ""]},
     })
     with pytest.raises(XapiError, match="VM.snapshot of VM web01 failed: the chain of snapshots") as error:
-        snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+        snapshots.take(client, inventory.find_vm(client, name="web01"), "s", MARK)
     assert "coalesce" in error.value.remedy
 
 
