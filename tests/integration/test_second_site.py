@@ -201,6 +201,22 @@ def test_damage_does_not_spread_and_is_healed(copying):
     copying.check({record.point: disks}, set())
 
 
+def test_what_the_first_site_prunes_stays_at_the_second(copying):
+    repository = Repository.create_or_open(open_store(copying.first.address, copying.first.options))
+    held, record = {}, None
+    for number, below in enumerate([False, True, False]):
+        disks = two_disks(seed=number)
+        record = lay(repository, record, disks) if below else back_up(repository, disks)
+        held[record.point] = disks
+        if below:
+            copying.run()
+            prune(repository, VM, SIGNERS, lambda records: {records[0].point}, 0.0)
+    copying.run()
+    assert [one.point for one in copying.second.points()] == list(held)
+    assert len(copying.first.points()) == 2
+    copying.check(held, set())
+
+
 def test_what_concerns_one_site_is_not_copied(copying):
     repository = Repository.create_or_open(open_store(copying.first.address, copying.first.options))
     record = back_up(repository, two_disks())

@@ -98,6 +98,8 @@ class Control:
                 name: [{"match": rule.match, "fault": rule.fault, "hits": rule.hits} for rule in pool.faults.rules]
                 for name, pool in self.world.pools.items()
             }
+        if path == ["calls"]:
+            return {name: dict(pool.calls) for name, pool in self.world.pools.items()}
         raise Missing("no such request")
 
     def disk(self, pool: str, uuid: str) -> Disk:

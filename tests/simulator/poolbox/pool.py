@@ -3,6 +3,8 @@
 """Pools and their hosts."""
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +84,13 @@ class Pool:
     nbd_lag: float = 0.2  # seconds until a disk that was read by NBD is let go
     # what a background worker does when a task is to be stopped, by task ref
     on_cancel: dict[str, Callable[[], None]] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)  # how often each was made, whatever came of it
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+
+    def count_call(self, name: str) -> None:
+        """Note that a call was made."""
+        with self._counting:
+            self.calls[name] += 1
 
     @property
     def release(self) -> Release:

@@ -107,6 +107,7 @@ def call(pool: Pool, host: Host, name: str, params: list[Any]) -> Any:
     asynchronous = name.startswith("Async.")
     name = name.removeprefix("Async.")
     method = _find(pool, name, asynchronous)
+    pool.count_call(method.full_name if method else name)
     fault = _take_fault(pool, host, method.full_name if method else name, params)
     if method is None:
         raise _unknown(pool, host, name, params)
