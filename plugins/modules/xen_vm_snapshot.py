@@ -171,7 +171,7 @@ def run(module: AnsibleModule, client: PoolClient) -> dict[str, Any]:
     planned = moments.plan(client, vm, arguments.wish(options)) if state == "present" and found is None else None
     if changed and not module.check_mode:
         if planned:
-            found = moments.take(client, planned, name, mark_of(options["expires"]))[0]
+            found = moments.take(client, planned, name, mark_of(options["expires"]))[0].ref
         elif state == "reverted":
             call_async(client, "VM.revert", found, subject="VM %s" % vm["name_label"])
         else:

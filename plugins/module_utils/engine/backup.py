@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 from ..age.sshsig import AllowedSigners
 from ..repository.lease import Lease
@@ -101,15 +101,15 @@ def back_up(
         repository.sweep(lease)
         subject = heal(client, replace(order.subject, scope=repository.id), warnings)
         order = replace(order, subject=subject)
-        pool_uuid = _describe_pool(client)["pool_uuid"]
-        chain = find_base(repository, vm["uuid"], pool_uuid, keys, signers, order.catalog)
+        pool = _describe_pool(client)
+        chain = find_base(repository, vm["uuid"], pool["pool_uuid"], keys, signers, order.catalog)
         if chain.base:
             stack.enter_context(chain.base)
         point = stack.enter_context(repository.new_point(vm["uuid"], keys, signers=signers))
         untracked = begin_tracking(client, subject, order.tracking)
         with source_of(client, subject, str(point.point), progress, warnings) as source:
             source.tracked = untracked == ""
-            record = _export(client, point, order, source, replace(chain, untracked=untracked), progress, warnings)
+            record = _export(client, point, order, source, replace(chain, untracked=untracked), pool, progress, warnings)
         if source.tracked:
             points = repository.points(vm["uuid"])
             earlier = {str(name) for one in points for name in (one.point, one.parent) if name}
@@ -120,13 +120,13 @@ def back_up(
 
 
 def _export(
-    client: PoolClient, point: PointWriter, order: BackupOrder, source: Source, chain: Found, progress: Progress,
-    warnings: list[str],
+    client: PoolClient, point: PointWriter, order: BackupOrder, source: Source, chain: Found, pool: dict[str, str],
+    progress: Progress, warnings: list[str],
 ) -> PointRecord:
     began, read = time.monotonic(), 0
     vm = order.subject.vm
-    record = client.call("VM.get_record", source.ref)
-    origins = _origins(client, record)
+    record = source.taken.record if source.taken else client.call("VM.get_record", source.ref)
+    origins = _origins(client, source.taken.disks.values() if source.taken else _disks(client, record))
     with ExitStack() as stack:
         tracked, chain = _open_tracked(client, order, source, chain, origins, stack)
         stream = tracked or stack.enter_context(
@@ -149,7 +149,7 @@ def _export(
     return point.commit({
         "vm": {name: vm[name] for name in ("uuid", "name_label", "name_description", "tags")}
         | {"power_state": source.power_state},
-        "host": _describe_pool(client),
+        "host": pool,
         **source.moment.facts(),
         **chain.facts("cbt" if tracked else "digest"),
         "checksums": chain.base.meta["checksums"] if chain.base else stream.checksum_kind,  # type: ignore[union-attr]
@@ -202,16 +202,20 @@ def _labels(ova: Ova, origins: Mapping[str, str], chain: Found) -> tuple[dict[st
     return canonical_labels(ova), chain
 
 
-def _origins(client: PoolClient, snapshot: dict[str, Any]) -> dict[str, str]:
+def _disks(client: PoolClient, vm: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a VM's or snapshot's disks."""
+    found = (client.call("VBD.get_VDI", vbd) for vbd in vm["VBDs"])
+    return [client.call("VDI.get_record", vdi) for vdi in found if vdi != "OpaqueRef:NULL"]
+
+
+def _origins(client: PoolClient, disks: Iterable[dict[str, Any]]) -> dict[str, str]:
     """UUID of a snapshot's disk -> UUID of the disk it was taken of: what stays the same from point to point."""
     origins = {}
-    for vdi in (client.call("VBD.get_VDI", vbd) for vbd in snapshot["VBDs"]):
-        if vdi != "OpaqueRef:NULL":
-            record = client.call("VDI.get_record", vdi)
-            try:
-                origins[record["uuid"]] = str(client.call("VDI.get_uuid", record["snapshot_of"]))
-            except PoolError:
-                origins[record["uuid"]] = record["uuid"]  # the live disk is gone, or this is no snapshot
+    for record in disks:
+        try:
+            origins[record["uuid"]] = str(client.call("VDI.get_uuid", record["snapshot_of"]))
+        except PoolError:
+            origins[record["uuid"]] = record["uuid"]  # the live disk is gone, or this is no snapshot
     return origins
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Union
 from uuid import uuid4
 
 from ..xapi import moments, snapshots, tracking
@@ -50,6 +50,7 @@ class Source:
     moment: Moment
     power_state: str
     tracked: bool = False
+    taken: Optional[snapshots.Taken] = None  # where it is a snapshot of this run
 
     @property
     def memory(self) -> bool:
@@ -83,15 +84,15 @@ def source_of(
     progress.phase(PHASES.get(planned.method, "snapshot"))
     expiry = (datetime.now(timezone.utc) + SNAPSHOT_LIFE).strftime("%Y-%m-%dT%H:%M:%SZ")
     mark = snapshots.Mark(subject.tool.get("name", "guestark"), str(uuid4()), point, expiry)
-    ref, moment = moments.take(client, planned, "guestark %s" % point, mark, subject.scope)
-    source = Source(ref, moment, subject.vm["power_state"])
+    taken, moment = moments.take(client, planned, "guestark %s" % point, mark, subject.scope)
+    source = Source(taken.ref, moment, subject.vm["power_state"], taken=taken)
     try:
         yield source
     except BaseException:
-        _remove_snapshot(client, ref, warnings)
+        _remove_snapshot(client, taken, warnings)
         raise
     progress.phase("clean up")
-    _remove_snapshot(client, ref, warnings, source.tracked)
+    _remove_snapshot(client, taken, warnings, source.tracked)
 
 
 def begin_tracking(client: PoolClient, subject: Subject, wanted: bool) -> Optional[str]:
@@ -120,7 +121,7 @@ def heal(client: PoolClient, subject: Subject, warnings: list[str]) -> Subject:
         if vm["power_state"] != held.power_state:
             warnings.append("An earlier run had left it %s: it was brought back." % vm["power_state"].lower())
         vm = {**client.call("VM.get_record", vm["ref"]), "ref": vm["ref"]}
-    for leftover in snapshots.leftovers(client, vm["ref"]):
+    for leftover in snapshots.leftovers(client, vm["uuid"]):
         if not leftover.mark.point or leftover.uuid == subject.snapshot_uuid:
             continue
         try:
@@ -171,7 +172,9 @@ def _named_snapshot(client: PoolClient, subject: Subject) -> Source:
     return Source(ref, moments.judged(subject.wish, moment, vm["name_label"], before), before)
 
 
-def _remove_snapshot(client: PoolClient, ref: str, warnings: list[str], keep_logs: bool = False) -> None:
+def _remove_snapshot(
+    client: PoolClient, snapshot: Union[str, snapshots.Taken], warnings: list[str], keep_logs: bool = False
+) -> None:
     def keep(vdi: str) -> bool:
         try:
             tracking.keep_log(client, vdi)
@@ -182,6 +185,6 @@ def _remove_snapshot(client: PoolClient, ref: str, warnings: list[str], keep_log
         return True
 
     try:
-        snapshots.remove(client, ref, keep if keep_logs else None)
+        snapshots.remove(client, snapshot, keep if keep_logs else None)
     except PoolError as error:
         warnings.append("The snapshot could not be removed, the VM's next run will try again: %s" % error)

@@ -47,7 +47,7 @@ def guests(client: PoolClient, min_age: timedelta, vm: Optional[Mapping[str, Any
 def objects(client: PoolClient, min_age: timedelta, vm: Optional[Mapping[str, Any]] = None) -> list[Finding]:
     """Snapshots and disks of one VM, or of all and tasks too, that runs made at least ``min_age`` ago for themselves."""
     found, now = [], datetime.now(timezone.utc)
-    for leftover in snapshots.leftovers(client, vm["ref"] if vm else None):
+    for leftover in snapshots.leftovers(client, vm["uuid"] if vm else None):
         taken = _moment(client.call("%s.get_snapshot_time" % leftover.kind, leftover.ref))
         if leftover.mark.expiry and now - taken >= min_age:  # one without expiry is somebody's to keep
             found.append(Finding(

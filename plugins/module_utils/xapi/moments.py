@@ -15,7 +15,7 @@ from . import snapshots
 from .client import PoolClient
 from .errors import NotFound, PoolError, XapiError
 from .power import HALTED, RUNNING, SUSPENDED, StillRunning, give_back, hold, stop
-from .snapshots import PREFIX, Mark
+from .snapshots import PREFIX, Mark, Taken
 
 METHODS = ("normal", "quiesced", "live_memory", "offline")
 GRADES = ("crash", "filesystem", "application", "memory", "cold")
@@ -152,27 +152,27 @@ def plan(client: PoolClient, vm: dict[str, Any], wish: Wish) -> Plan:
     return Plan(vm, wish, method, degraded, ignored, excluded, warnings)
 
 
-def take(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str = "") -> tuple[str, Moment]:
-    """Bring the VM to its moment, take the snapshot ``name`` of it, and give the guest back; the snapshot's ref.
+def take(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str = "") -> tuple[Taken, Moment]:
+    """Bring the VM to its moment, take the snapshot ``name`` of it, and give the guest back.
 
     ``scope``: id of the repository whose lease is held. Raises PoolError; then no snapshot stays and the guest is
     again what it was, as far as the pool can be reached: GuestNotBack says that it is not.
     """
     wish = planned.wish
     try:
-        ref, moment = _TAKERS[planned.method](client, planned, name, mark, scope)
+        taken, moment = _TAKERS[planned.method](client, planned, name, mark, scope)
     except (StillRunning, XapiError) as error:
         if planned.method == "normal" or not wish.fallback:
             raise
-        ref, moment = _plain(client, replace(planned, method="normal"), name, mark, scope)
+        taken, moment = _plain(client, replace(planned, method="normal"), name, mark, scope)
         moment = replace(moment, degraded=error.message)
     try:
         moment = judged(wish, moment, planned.vm["name_label"], planned.vm["power_state"])
-        client.call("VM.add_to_other_config", ref, NOTE, moment.note(str(client.call("VM.get_uuid", ref))))
+        client.call("VM.add_to_other_config", taken.ref, NOTE, moment.note(taken.record["uuid"]))
     except BaseException:
-        snapshots.remove(client, ref)
+        snapshots.remove(client, taken)
         raise
-    return ref, moment
+    return taken, moment
 
 
 def judged(wish: Wish, moment: Moment, vm_name: str, power_state: str) -> Moment:
@@ -192,25 +192,25 @@ def judged(wish: Wish, moment: Moment, vm_name: str, power_state: str) -> Moment
     return replace(moment, degraded=why)
 
 
-def _plain(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[str, Moment]:
-    ref = snapshots.take(client, planned.vm["ref"], name, mark, planned.ignored)
-    grade = "cold" if _state_at(client, ref) == HALTED else "crash"
-    return ref, Moment(planned.method, grade, planned.degraded, excluded=planned.excluded)
+def _plain(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[Taken, Moment]:
+    taken = snapshots.take(client, planned.vm["ref"], name, mark, planned.ignored)
+    grade = "cold" if _state_at(taken) == HALTED else "crash"
+    return taken, Moment(planned.method, grade, planned.degraded, excluded=planned.excluded)
 
 
-def _quiesced(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[str, Moment]:
-    ref = snapshots.take(client, planned.vm["ref"], name, mark, call="VM.snapshot_with_quiesce")
-    return ref, Moment("quiesced", "filesystem", excluded=planned.excluded)
+def _quiesced(client: PoolClient, planned: Plan, name: str, mark: Mark, _scope: str) -> tuple[Taken, Moment]:
+    taken = snapshots.take(client, planned.vm["ref"], name, mark, call="VM.snapshot_with_quiesce")
+    return taken, Moment("quiesced", "filesystem", excluded=planned.excluded)
 
 
-def _with_memory(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str) -> tuple[str, Moment]:
+def _with_memory(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str) -> tuple[Taken, Moment]:
     hold(client, planned.vm, "live_memory", scope)
     began = time.monotonic()
-    ref = _and_back(client, planned.vm, name, mark, call="VM.checkpoint")
-    return ref, Moment("live_memory", "memory", frozen_seconds=round(time.monotonic() - began, 3))
+    taken = _and_back(client, planned.vm, name, mark, call="VM.checkpoint")
+    return taken, Moment("live_memory", "memory", frozen_seconds=round(time.monotonic() - began, 3))
 
 
-def _switched_off(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str) -> tuple[str, Moment]:
+def _switched_off(client: PoolClient, planned: Plan, name: str, mark: Mark, scope: str) -> tuple[Taken, Moment]:
     vm, wish = planned.vm, planned.wish
     hold(client, vm, "offline", scope)
     began = time.monotonic()
@@ -220,34 +220,34 @@ def _switched_off(client: PoolClient, planned: Plan, name: str, mark: Mark, scop
     except BaseException:
         give_back(client, vm["ref"])
         raise
-    ref = _and_back(client, vm, name, mark, ignored=planned.ignored)
+    taken = _and_back(client, vm, name, mark, ignored=planned.ignored)
     down = round(time.monotonic() - began, 3)
     # somebody may have started it in between
-    grade = "cold" if clean and _state_at(client, ref) == HALTED else "crash"
-    return ref, Moment("offline", grade, down_seconds=down, excluded=planned.excluded)
+    grade = "cold" if clean and _state_at(taken) == HALTED else "crash"
+    return taken, Moment("offline", grade, down_seconds=down, excluded=planned.excluded)
 
 
 def _and_back(
     client: PoolClient, vm: Mapping[str, Any], name: str, mark: Mark, ignored: Sequence[str] = (),
     call: str = "VM.snapshot",
-) -> str:
+) -> Taken:
     """Take a snapshot of a VM that is held, and give the guest back whatever comes of it."""
-    ref = ""
+    taken = None
     try:
-        ref = snapshots.take(client, vm["ref"], name, mark, ignored, call)
+        taken = snapshots.take(client, vm["ref"], name, mark, ignored, call)
     finally:
         try:
             give_back(client, vm["ref"])
         except BaseException:
-            if ref:
-                snapshots.remove(client, ref)
+            if taken:
+                snapshots.remove(client, taken)
             raise
-    return ref
+    return taken
 
 
-def _state_at(client: PoolClient, snapshot: str) -> str:
+def _state_at(taken: Taken) -> str:
     """The power state of the VM when the snapshot was taken."""
-    return str(client.call("VM.get_snapshot_info", snapshot).get("power-state-at-snapshot", RUNNING))
+    return str(taken.record["snapshot_info"].get("power-state-at-snapshot", RUNNING))
 
 
 _TAKERS = {"normal": _plain, "quiesced": _quiesced, "live_memory": _with_memory, "offline": _switched_off}

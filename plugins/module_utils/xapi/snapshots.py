@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Callable, Iterable, Mapping, Optional
+from typing import Any, Callable, Collection, Iterable, Mapping, Optional, Union
 
 from .client import PoolClient, pauses
 from .errors import OutcomeUnknown, PoolError, XapiError
@@ -16,8 +16,7 @@ from .tasks import call_async
 
 PREFIX = "guestark:"
 WIRE_TIME = "%Y%m%dT%H:%M:%SZ"
-OBJECT = PREFIX + "object"  # the marked object's own UUID: copies of other_config (clone, restore) are no marks
-VM = PREFIX + "vm"
+MARK = PREFIX + "mark"
 TAKING = PREFIX + "taking"  # on a VM whose snapshot is being taken: the snapshot inherits it before it can be marked
 METADATA = "cbt_metadata"  # type of a snapshot's disk of which only the log of changed blocks is left
 KEPT_SECONDS = 31 * 24 * 3600.0  # how long such a log is left alone: the next backup replaces it
@@ -37,18 +36,15 @@ class Mark:
     point: str
     expiry: str
 
-    def config(self) -> dict[str, str]:
-        """The mark as entries of other_config, without the marked object's own."""
-        return {PREFIX + name: getattr(self, name) for name in ("tool", "run", "point", "expiry")}
+    def text(self, uuid: str, vm_uuid: str) -> str:
+        """The mark as an object with this UUID carries it: a snapshot of the VM, or a disk of one."""
+        return json.dumps({**asdict(self), "object": uuid, "vm": vm_uuid}, sort_keys=True)
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Optional[Mark]:
         """The mark an object's record carries for itself, or None; one copied from another object is none."""
-        config = record["other_config"]
-        names = [PREFIX + name for name in ("tool", "run", "point", "expiry")]
-        if config.get(OBJECT) != record["uuid"] or any(name not in config for name in names):
-            return None
-        return cls(*(config[name] for name in names))
+        found = _marked(record)
+        return cls(*(str(found[name]) for name in ("tool", "run", "point", "expiry"))) if found else None
 
     def intention(self, name: str, vm_uuid: str) -> str:
         """What is noted on a VM before a snapshot called ``name`` is taken of it."""
@@ -70,6 +66,15 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A snapshot of ours as it was taken: its ref and record, and the records of its disks and memory image by ref."""
+
+    ref: str
+    record: dict[str, Any]
+    disks: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Leftover:
     """A marked snapshot VM (``kind`` VM), or a marked disk (VDI) whose snapshot VM is gone."""
 
@@ -83,8 +88,8 @@ class Leftover:
 
 def take(
     client: PoolClient, vm_ref: str, name: str, mark: Mark, ignore_vdis: Iterable[str] = (), call: str = "VM.snapshot"
-) -> str:
-    """Snapshot a VM's disks as ``name`` and mark the snapshot and its disks; return the snapshot's ref.
+) -> Taken:
+    """Snapshot a VM's disks as ``name``, and mark the snapshot and its disks.
 
     ``ignore_vdis``: refs of disks to leave out (from release 8.3 on). ``call``: VM.snapshot, VM.checkpoint or
     VM.snapshot_with_quiesce. Raises XapiError, OutcomeUnknown; then no
@@ -94,8 +99,7 @@ def take(
     subject = "VM %s" % vm["name_label"]
     ignored = list(ignore_vdis)
     arguments = [vm_ref, name, ignored] if ignored else [vm_ref, name]  # 8.2 takes no third parameter
-    client.call("VM.remove_from_other_config", vm_ref, TAKING, safe=True)
-    client.call("VM.add_to_other_config", vm_ref, TAKING, mark.intention(name, vm["uuid"]))
+    _note(client, "VM", vm_ref, vm, TAKING, mark.intention(name, vm["uuid"]))
     try:
         ref = str(call_async(client, call, *arguments, subject=subject))
     except (OutcomeUnknown, XapiError):  # a checkpoint may fail when its snapshot is there already
@@ -105,31 +109,39 @@ def take(
         with suppress(PoolError):  # it means nothing once the snapshot is there or not, and the next one replaces it
             client.call("VM.remove_from_other_config", vm_ref, TAKING, safe=True)
     try:
-        _mark(client, "VM", ref, {**mark.config(), VM: vm["uuid"]})
-        for vdi in _disks(client, ref):
-            _mark(client, "VDI", vdi, {**mark.config(), VM: vm["uuid"]})
+        record = client.call("VM.get_record", ref)
+        disks = {vdi: client.call("VDI.get_record", vdi) for vdi in _disks(client, record)}
+        for vdi, disk in disks.items():
+            _note(client, "VDI", vdi, disk, MARK, mark.text(disk["uuid"], vm["uuid"]))
+        # it comes last: a snapshot that is marked has marked disks
+        _note(client, "VM", ref, record, MARK, mark.text(record["uuid"], vm["uuid"]))
     except BaseException:
         with suppress(PoolError):
             remove(client, ref)
         raise
-    return ref
+    return Taken(ref, record, disks)
 
 
-def remove(client: PoolClient, ref: str, keep: Optional[Callable[[str], bool]] = None) -> None:
-    """Destroy a snapshot, or any halted VM, and its disks; what is gone already is no error.
+def remove(client: PoolClient, snapshot: Union[str, Taken], keep: Optional[Callable[[str], bool]] = None) -> None:
+    """Destroy a snapshot, or any halted VM, and its disks; what is gone already is no error. Its ref is enough.
 
     A disk that another VM uses stays. A disk that is still busy after an export is tried for a minute. A disk of which
     ``keep`` says so is not destroyed. Raises XapiError naming what stays, after everything else went.
     """
     try:
-        record = client.call("VM.get_record", ref)
-        disks = _disks(client, ref)
+        if isinstance(snapshot, Taken):
+            # nobody else had reason to use its disks; one that is attached all the same cannot be destroyed
+            ref, record, disks = snapshot.ref, snapshot.record, list(snapshot.disks)
+        else:
+            ref, record = snapshot, client.call("VM.get_record", snapshot)
+            disks = _disks(client, record)
+            _mark_disks(client, record, disks)
+            disks = [vdi for vdi in disks if not _used_elsewhere(client, vdi, record["VBDs"])]
     except XapiError as error:
         if error.code == "HANDLE_INVALID":
             return
         raise
     name = record["name_label"]
-    _mark_disks(client, record, disks)
     # the VM goes first: its VBDs would hold the disks
     _destroy(client, "VM", ref, "VM %s" % name)
     stays: list[XapiError] = []
@@ -146,14 +158,21 @@ def remove(client: PoolClient, ref: str, keep: Optional[Callable[[str], bool]] =
 
 def dedicate(client: PoolClient, ref: str, point: str) -> None:
     """Note on the disks of a snapshot of ours, which was made for no point yet, for which one it is. Raises XapiError."""
-    for vdi in _disks(client, ref):
-        client.call("VDI.remove_from_other_config", vdi, PREFIX + "point", safe=True)
-        client.call("VDI.add_to_other_config", vdi, PREFIX + "point", point)
+    for vdi in _disks(client, client.call("VM.get_record", ref)):
+        record = client.call("VDI.get_record", vdi)
+        mark = Mark.read(record)
+        if mark:
+            text = replace(mark, point=point).text(record["uuid"], owner(record))
+            _note(client, "VDI", vdi, record, MARK, text)
 
 
-def leftovers(client: PoolClient, vm_ref: Optional[str] = None) -> list[Leftover]:
-    """Snapshots and disks that carry our mark, or were to get it, of one VM or of all."""
-    wanted = str(client.call("VM.get_uuid", vm_ref)) if vm_ref else None
+def owner(record: Mapping[str, Any]) -> str:
+    """UUID of the VM of which a marked object is a snapshot, or of whose snapshot it is a disk; empty without a mark."""
+    return str(_marked(record).get("vm", ""))
+
+
+def leftovers(client: PoolClient, wanted: Optional[str] = None) -> list[Leftover]:
+    """Snapshots and disks that carry our mark, or were to get it, of one VM (its UUID) or of all."""
     found: list[Leftover] = []
     covered: set[str] = set()
     vbds = client.call("VBD.get_all_records")
@@ -188,38 +207,47 @@ def _in_use(record: Mapping[str, Any]) -> bool:
 
 
 def _leftover(kind: str, ref: str, record: Mapping[str, Any], mark: Mark) -> Leftover:
-    return Leftover(kind, ref, record["uuid"], record["name_label"], record["other_config"].get(VM, ""), mark)
+    return Leftover(kind, ref, record["uuid"], record["name_label"], owner(record), mark)
 
 
 def _mark_disks(client: PoolClient, record: Mapping[str, Any], disks: Iterable[str]) -> None:
-    """Mark the disks of a snapshot of ours that were not yet: who dies when the VM is gone must leave them to be found."""
-    inherited = Mark.inherited(record)
-    mark, vm_uuid = (Mark.read(record), record["other_config"].get(VM, "")) if not inherited else inherited
-    for vdi in disks if mark else ():
-        if Mark.read(client.call("VDI.get_record", vdi)) is None:
-            _mark(client, "VDI", vdi, {**mark.config(), VM: vm_uuid})  # type: ignore[union-attr]
+    """Mark the disks of a snapshot that was not yet: who dies when the VM is gone must leave them to be found."""
+    inherited = None if Mark.read(record) else Mark.inherited(record)
+    for vdi in disks if inherited else ():
+        mark, vm_uuid = inherited  # type: ignore[misc]
+        disk = client.call("VDI.get_record", vdi)
+        if Mark.read(disk) is None:
+            _note(client, "VDI", vdi, disk, MARK, mark.text(disk["uuid"], vm_uuid))
 
 
-def _mark(client: PoolClient, kind: str, ref: str, config: Mapping[str, str]) -> None:
-    """Replace whatever mark an object has inherited by its own; the key that makes it one comes last."""
-    own = {**config, OBJECT: str(client.call(kind + ".get_uuid", ref))}
-    for key, value in own.items():
+def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an object's record says of our mark; empty for one copied from another object (clone, restore)."""
+    try:
+        found = json.loads(record["other_config"].get(MARK, "{}"))
+        whole = found["object"] == record["uuid"] and {"tool", "run", "point", "expiry", "vm"} <= set(found)
+    except (ValueError, TypeError, KeyError):
+        return {}  # not what we write
+    return dict(found) if whole else {}
+
+
+def _note(client: PoolClient, kind: str, ref: str, record: Mapping[str, Any], key: str, value: str) -> None:
+    """Write a key of an object's other_config, in the place of what its record has there."""
+    if key in record["other_config"]:
         client.call(kind + ".remove_from_other_config", ref, key, safe=True)
-        client.call(kind + ".add_to_other_config", ref, key, value)
+    client.call(kind + ".add_to_other_config", ref, key, value)
 
 
-def _disks(client: PoolClient, ref: str) -> list[str]:
-    """Refs of the VM's disks (no CDs) and of its memory image, without those that another guest uses."""
-    record = client.call("VM.get_record", ref)
-    disks = [record["suspend_VDI"]]
-    for vbd in (client.call("VBD.get_record", vbd) for vbd in record["VBDs"]):
-        if vbd["type"] == "Disk" and not vbd["empty"] and not _used_elsewhere(client, vbd["VDI"], ref):
-            disks.append(vbd["VDI"])
+def _disks(client: PoolClient, record: Mapping[str, Any]) -> list[str]:
+    """Refs of a VM's disks (no CDs) and of its memory image."""
+    vbds = [client.call("VBD.get_record", vbd) for vbd in record["VBDs"]]
+    disks = [record["suspend_VDI"], *(vbd["VDI"] for vbd in vbds if vbd["type"] == "Disk" and not vbd["empty"])]
     return [vdi for vdi in disks if vdi and vdi != "OpaqueRef:NULL"]
 
 
-def _used_elsewhere(client: PoolClient, vdi: str, vm: str) -> bool:
-    users = {str(client.call("VBD.get_VM", vbd)) for vbd in client.call("VDI.get_VBDs", vdi)} - {vm}
+def _used_elsewhere(client: PoolClient, vdi: str, own: Collection[str]) -> bool:
+    """Whether a guest uses a disk by another VBD than its VM's own."""
+    others = [vbd for vbd in client.call("VDI.get_VBDs", vdi) if vbd not in own]
+    users = {str(client.call("VBD.get_VM", vbd)) for vbd in others}
     return any(not client.call("VM.get_is_control_domain", user) for user in users)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, Callable, Iterator, Mapping, Optional
 
 from .client import PoolClient
@@ -117,11 +118,15 @@ def call_async(
     """
     ref = str(client.call("Async." + method, *args, subject=subject))
     try:
-        return wait(
+        result = wait(
             client, ref, on_progress, wait_timeout, stall_timeout, operation=method, subject=subject
         )
-    finally:
+    except BaseException:
         end(client, ref, adopted=True)
+        raise
+    with suppress(PoolError):  # the pool collects tasks that are left
+        client.call("task.destroy", ref, safe=True, patience=PATIENCE)
+    return result
 
 
 def end(client: PoolClient, ref: str, adopted: bool) -> None:

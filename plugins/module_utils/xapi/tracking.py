@@ -15,7 +15,7 @@ from typing import Any, Collection, Mapping
 
 from .client import PoolClient, pauses
 from .errors import NotFound, PoolError, XapiError
-from .snapshots import BUSY, BUSY_SECONDS, METADATA, VM, Mark
+from .snapshots import BUSY, BUSY_SECONDS, METADATA, Mark, owner
 from .tasks import call_async
 
 FEATURE = "VDI_CONFIG_CBT"
@@ -66,7 +66,7 @@ def keep_log(client: PoolClient, vdi: str) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     for pause in pauses():
         try:
-            call_async(client, "VDI.data_destroy", vdi)  # asked twice, it has nothing to do
+            client.call("VDI.data_destroy", vdi, safe=True)  # asked twice, it has nothing to do
             return
         except XapiError as error:
             # the host lets go of a disk some time after an NBD connection has ended
@@ -80,7 +80,7 @@ def forget(client: PoolClient, vm_uuid: str, points: Collection[str]) -> None:
     with suppress(PoolError):  # it takes no space, and the janitor finds it when it is old
         for vdi, record in client.call("VDI.get_all_records").items():
             mark = Mark.read(record)
-            ours = mark and record["type"] == METADATA and record["other_config"].get(VM) == vm_uuid
+            ours = mark and record["type"] == METADATA and owner(record) == vm_uuid
             if ours and mark.point in points:  # type: ignore[union-attr]
                 client.call("VDI.destroy", vdi, safe=True)
 

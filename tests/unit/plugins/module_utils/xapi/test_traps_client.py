@@ -47,7 +47,7 @@ def restored(client):
 @pytest.mark.trap(15, 16)
 def test_a_snapshot_is_restored_as_a_vm_as_often_as_one_likes(client, restored):
     web01 = inventory.find_vm(client, name="web01")["ref"]
-    snapshot = snapshots.take(client, web01, "taken", MARK)
+    snapshot = snapshots.take(client, web01, "taken", MARK).ref
     data = exported(client, snapshot)
     assert XvaReader(io.BytesIO(data)).ova.vm["is_a_template"] is True
     snapshots.remove(client, snapshot)
@@ -60,7 +60,7 @@ def test_a_snapshot_is_restored_as_a_vm_as_often_as_one_likes(client, restored):
 def test_what_a_snapshot_lacks_is_taken_from_its_vm(client):
     web01 = inventory.find_vm(client, name="web01")["ref"]
     client.call("VM.set_blocked_operations", web01, {"destroy": "in production"})
-    snapshot = snapshots.take(client, web01, "taken", MARK)
+    snapshot = snapshots.take(client, web01, "taken", MARK).ref
     vm = client.call("VM.get_record", web01)
     client.call("VM.set_blocked_operations", web01, {})
     found = XvaReader(io.BytesIO(exported(client, snapshot))).ova
@@ -83,7 +83,7 @@ def test_a_restored_vm_keeps_its_blocked_operations(client, restored):
 @pytest.mark.trap(18)
 def test_no_network_is_made_up(client, restored):
     before = set(client.call("network.get_all"))
-    snapshot = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "taken", MARK)
+    snapshot = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "taken", MARK).ref
     data = exported(client, snapshot)
     snapshots.remove(client, snapshot)
     with pytest.raises(EngineError, match="the pool has no network 'nowhere'"):

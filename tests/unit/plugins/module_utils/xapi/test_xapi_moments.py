@@ -68,10 +68,10 @@ def fixture_behave(box):
 def take(client, name, wish):
     """What a wish comes to, and the snapshot's power state; the snapshot is removed."""
     planned = moments.plan(client, find_vm(client, name=name), wish)
-    ref, moment = moments.take(client, planned, f"moment of {name}", MARK)
-    record = client.call("VM.get_record", ref)
+    taken, moment = moments.take(client, planned, f"moment of {name}", MARK)
+    record = client.call("VM.get_record", taken.ref)
     assert Moment.read(record) == moment
-    snapshots.remove(client, ref)
+    snapshots.remove(client, taken)
     return moment, record
 
 
@@ -274,8 +274,8 @@ def test_every_grade_is_good_enough_for_itself_and_for_a_crash(grade):
 
 def test_the_janitor_removes_what_has_an_expiry_and_nothing_else(client):
     web = find_vm(client, name="web")
-    kept = snapshots.take(client, web["ref"], "kept", snapshots.Mark("test", "", "", ""))
-    left = snapshots.take(client, web["ref"], "left", snapshots.Mark("test", "", "", "2026-01-01T00:00:00Z"))
+    kept = snapshots.take(client, web["ref"], "kept", snapshots.Mark("test", "", "", "")).ref
+    left = snapshots.take(client, web["ref"], "left", snapshots.Mark("test", "", "", "2026-01-01T00:00:00Z")).ref
     theirs = client.call("VM.snapshot", web["ref"], "theirs")
     task = client.call("task.create", "Export of VM web", "guestark run=1")
     other = client.call("task.create", "something", "else")

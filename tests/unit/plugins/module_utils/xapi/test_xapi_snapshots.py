@@ -20,15 +20,15 @@ from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.xapi.lab i
 @pytest.mark.trap(28)
 def test_a_snapshot_is_marked_with_its_disks_and_goes_with_them(client, lab):
     web01 = inventory.find_vm(client, name="web01")
-    ref = snapshots.take(client, web01["ref"], "guestark web01", MARK)
+    ref = snapshots.take(client, web01["ref"], "guestark web01", MARK).ref
     record = client.call("VM.get_record", ref)
     assert record["is_a_snapshot"] and record["snapshot_of"] == web01["ref"]
     assert snapshots.Mark.read(record) == MARK
     assert state(lab)["snapshot_vdis"] == 2
     (leftover,) = snapshots.leftovers(client)
     assert (leftover.kind, leftover.ref, leftover.vm_uuid, leftover.mark) == ("VM", ref, web01["uuid"], MARK)
-    assert snapshots.leftovers(client, web01["ref"]) == [leftover]
-    assert snapshots.leftovers(client, inventory.find_vm(client, name="twin")["ref"]) == []
+    assert snapshots.leftovers(client, web01["uuid"]) == [leftover]
+    assert snapshots.leftovers(client, inventory.find_vm(client, name="twin")["uuid"]) == []
     snapshots.remove_leftover(client, leftover)
     snapshots.remove(client, ref)  # gone already
     assert state(lab)["snapshots"] == []
@@ -36,9 +36,9 @@ def test_a_snapshot_is_marked_with_its_disks_and_goes_with_them(client, lab):
 
 def test_disks_whose_snapshot_vm_is_gone_are_found_by_their_own_mark(client):
     web01 = inventory.find_vm(client, name="web01")
-    ref = snapshots.take(client, web01["ref"], "half removed", MARK)
+    ref = snapshots.take(client, web01["ref"], "half removed", MARK).ref
     client.call("VM.destroy", ref)
-    found = snapshots.leftovers(client, web01["ref"])
+    found = snapshots.leftovers(client, web01["uuid"])
     assert [one.kind for one in found] == ["VDI", "VDI"]
     for leftover in found:
         snapshots.remove_leftover(client, leftover)
@@ -47,7 +47,7 @@ def test_disks_whose_snapshot_vm_is_gone_are_found_by_their_own_mark(client):
 
 def test_a_copied_mark_is_no_mark(client):
     twin = inventory.find_vm(client, name="twin")
-    ours = snapshots.take(client, twin["ref"], "ours", MARK)
+    ours = snapshots.take(client, twin["ref"], "ours", MARK).ref
     copied = client.call("VM.get_other_config", ours)
     theirs = client.call("VM.snapshot", twin["ref"], "theirs")
     for key, value in copied.items():
@@ -68,7 +68,7 @@ def test_the_snapshots_of_others_are_not_found(client):
 def test_disks_can_be_left_out(client, lab):
     web01 = inventory.find_vm(client, name="web01")
     vdis = [client.call("VBD.get_VDI", vbd) for vbd in web01["VBDs"] if client.call("VBD.get_type", vbd) == "Disk"]
-    ref = snapshots.take(client, web01["ref"], "one disk", MARK, ignore_vdis=vdis[:1])
+    ref = snapshots.take(client, web01["ref"], "one disk", MARK, ignore_vdis=vdis[:1]).ref
     assert state(lab)["snapshot_vdis"] == 1
     snapshots.remove(client, ref)
 
@@ -99,13 +99,13 @@ def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dead:
-        dead.setattr(snapshots, "_mark", die)
+        dead.setattr(snapshots, "_disks", die)
         dead.setattr(snapshots, "remove", lambda *_arguments: None)
         with pytest.raises(KeyboardInterrupt):
             snapshots.take(client, vm, "s of this very point", MARK)
     client.call("VM.add_to_other_config", vm, snapshots.TAKING, MARK.intention("s of the next point", "x"))
     theirs = client.call("VM.snapshot", vm, "somebody else's, meanwhile")
-    (found,) = snapshots.leftovers(client, vm)
+    (found,) = snapshots.leftovers(client, client.call("VM.get_uuid", vm))
     assert (found.name, found.mark) == ("s of this very point", MARK)
     snapshots.remove_leftover(client, found)
     assert state(lab)["snapshots"] == ["somebody else's, meanwhile"]
@@ -116,7 +116,7 @@ def test_a_snapshot_of_a_run_that_died_before_it_could_mark_it_is_found(client, 
 
 @pytest.mark.trap(37)
 def test_a_busy_disk_is_tried_again(client, lab):
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
     lab.control("POST", "/faults", {
         "pool": "lab", "match": {"call": "VDI.destroy"}, "fault": {"error": ["VDI_IN_USE", "x", "destroy"]}, "times": 2,
     })
@@ -127,7 +127,7 @@ def test_a_busy_disk_is_tried_again(client, lab):
 @pytest.mark.trap(37)
 def test_a_disk_that_stays_busy_is_told_and_the_others_go(client, lab, monkeypatch):
     monkeypatch.setattr(snapshots, "BUSY_SECONDS", 0.0)
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
     lab.control("POST", "/faults", {
         "pool": "lab", "match": {"call": "VDI.destroy"}, "fault": {"error": ["VDI_IN_USE", "x", "destroy"]},
     })
@@ -139,7 +139,7 @@ def test_a_disk_that_stays_busy_is_told_and_the_others_go(client, lab, monkeypat
 
 def test_a_disk_another_guest_uses_stays(client, lab):
     twin = inventory.find_vm(client, name="twin")
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
     vdi = next(
         vbd["VDI"] for vbd in (client.call("VBD.get_record", vbd) for vbd in client.call("VM.get_VBDs", ref))
         if vbd["type"] == "Disk"
@@ -176,27 +176,27 @@ def test_call_async_leaves_no_task(client, lab):
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_disks_that_were_not_marked_yet_are_found_when_their_removal_breaks_off(client, lab, monkeypatch, marked):
-    """A run dies before it has marked the disks, and the next one before it has removed them."""
+    """A run dies before it has marked all disks, and the next one before it has removed them."""
     web01 = inventory.find_vm(client, name="web01")
     client.call("VM.add_to_other_config", web01["ref"], snapshots.TAKING, MARK.intention("half marked", web01["uuid"]))
     ref = client.call("VM.snapshot", web01["ref"], "half marked")
     client.call("VM.remove_from_other_config", web01["ref"], snapshots.TAKING)
     if marked:
-        for key, value in {**MARK.config(), snapshots.VM: web01["uuid"]}.items():
-            client.call("VM.add_to_other_config", ref, key, value)
-        client.call("VM.add_to_other_config", ref, snapshots.OBJECT, client.call("VM.get_uuid", ref))
+        vdi = snapshots._disks(client, client.call("VM.get_record", ref))[0]
+        text = MARK.text(client.call("VDI.get_uuid", vdi), web01["uuid"])
+        client.call("VDI.add_to_other_config", vdi, snapshots.MARK, text)
     destroy = snapshots._destroy
 
     def die(the_client, kind, *arguments):
         destroy(the_client, kind, *arguments)
         raise KeyboardInterrupt
 
-    (leftover,) = snapshots.leftovers(client, web01["ref"])
+    (leftover,) = snapshots.leftovers(client, web01["uuid"])
     with monkeypatch.context() as patch:
         patch.setattr(snapshots, "_destroy", die)
         with pytest.raises(KeyboardInterrupt):
             snapshots.remove_leftover(client, leftover)
-    found = snapshots.leftovers(client, web01["ref"])
+    found = snapshots.leftovers(client, web01["uuid"])
     assert [one.kind for one in found] == ["VDI", "VDI"]
     for one in found:
         snapshots.remove_leftover(client, one)

@@ -39,7 +39,7 @@ def read(client, ref, **options):
 
 @pytest.fixture
 def snapshot(client):
-    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "exported", MARK)
+    ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "exported", MARK).ref
     yield ref
     snapshots.remove(client, ref)
 
@@ -84,7 +84,7 @@ def test_transfers_follow_the_storage_to_another_host(client):
 @pytest.mark.trap(35)
 def test_the_least_roles(lab):
     with connect(lab, user="backup") as client:
-        ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK)
+        ref = snapshots.take(client, inventory.find_vm(client, name="web01")["ref"], "s", MARK).ref
         data = read(client, ref)
         (vm,) = import_vm(client, inventory.find_sr(client)[0], [data])
         snapshots.remove(client, vm)
