@@ -60,7 +60,10 @@ unit: venv system  ## unit tests
 integration: venv system  ## playbooks against simulated pools
 	$(BIN)/python -m pytest tests/integration
 
-PROOFS := tests/integration/test_random_failures.py tests/unit/plugins/module_utils/repository/test_repository_flips.py
+PROOFS := tests/integration/test_random_failures.py \
+    tests/integration/test_object_store_memory.py \
+    tests/integration/test_second_site.py \
+    tests/unit/plugins/module_utils/repository/test_repository_flips.py
 
 .PHONY: proofs
 proofs: venv system  ## the tests of reliability at full length: 200 kills, 200 cuts, every bit

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import socket
 import subprocess
@@ -34,10 +35,13 @@ class S3Server:
         self.options = {"endpoint": endpoint, "region": "us-east-1", "access_key_id": KEY, "secret_access_key": SECRET,
                         "allow_http": True}
 
-    def request(self, method: str, path: str, *headers: str) -> tuple[int, str]:
+    def request(self, method: str, path: str, *headers: str, data: str | None = None) -> tuple[int, str]:
         """Send a signed request, e.g. ``request("GET", "bucket?uploads=")``; return the status and the body."""
         lines = [f'url = "{self.endpoint}/{path}"', f'request = "{method}"', "silent", f'user = "{KEY}:{SECRET}"',
                  'aws-sigv4 = "aws:amz:us-east-1:s3"', 'write-out = "\\n%{http_code}"', "max-time = 20"]
+        if data is not None:
+            headers += ("x-amz-content-sha256: " + hashlib.sha256(data.encode()).hexdigest(),)
+            lines.append("data-binary = " + json.dumps(data))
         lines += [f'header = "{header}"' for header in headers]
         done = subprocess.run(["curl", "--config", "-"], input="\n".join(lines), capture_output=True, text=True, check=False)
         body, _newline, status = done.stdout.rpartition("\n")
@@ -65,11 +69,15 @@ class S3Server:
 
 
 def start_s3(folder: Path) -> S3Server:
-    """Start a server that keeps its data in ``folder``, with the bucket ``guestark``, and wait until it takes objects."""
+    """Start a server that keeps its data in ``folder``, with the bucket ``guestark``, and wait until it takes objects.
+
+    Requests without a signature (``skip_signature``) may do all that the others may: a proxy can change them on their way.
+    """
     config = folder / "s3.json"
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    config.write_text(json.dumps({"identities": [{"name": KEY, "credentials": credentials, "actions": actions}]}))
+    everybody = {"name": "anonymous", "actions": actions[1:]}
+    config.write_text(json.dumps({"identities": [{"name": KEY, "credentials": credentials, "actions": actions}, everybody]}))
     (folder / "data").mkdir()
     with contextlib.ExitStack() as stack:  # all are held until all are known
         held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _port in PORTS]

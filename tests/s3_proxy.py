@@ -17,11 +17,12 @@ SLOW = b"<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Reduce your
 
 @dataclass
 class Answer:
-    """What the server said."""
+    """What the server said. ``sent``: bytes of the body after which the connection ends, where that is not all."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    sent: int | None = None
 
 
 @dataclass
@@ -56,7 +57,7 @@ class S3Proxy:
     """Stands before ``endpoint``; ``endpoint`` of its own is where clients go, ``faults`` what it does to them."""
 
     def __init__(self, endpoint: str) -> None:
-        target = urlsplit(endpoint).netloc
+        self.target = target = urlsplit(endpoint).netloc
         proxy = self
         self.faults = Faults()
 
@@ -80,7 +81,8 @@ class S3Proxy:
                 length = dict(answer.headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(answer.body))
                 self.send_header("Content-Length", length)
                 self.end_headers()
-                self.wfile.write(answer.body)
+                self.wfile.write(answer.body[:answer.sent])
+                self.close_connection = self.close_connection or answer.sent is not None
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
@@ -92,6 +94,10 @@ class S3Proxy:
         self.endpoint = "http://127.0.0.1:%d" % self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
+
+    def forward(self, request: Request) -> Answer:
+        """What the server answers, for a fault that happens to it afterwards."""
+        return _forward(self.target, request)
 
     def stop(self) -> None:
         """End."""

@@ -122,3 +122,21 @@ def test_a_place_that_is_none_is_refused(site, where, url):
     refused = site.export("web", fails=True, **{**where, "repository": url})
     assert refused["failure"]["remedy"]
     assert not os.path.exists(url)
+
+
+def test_a_bucket_that_is_missing_is_told_of_before_the_pool_is_touched(site, where):
+    before = site.state()
+    refused = site.export("web", fails=True, **{**where, "repository": "s3://nowhere/vms"})
+    assert "Make the bucket" in refused["failure"]["remedy"]
+    assert site.state() == before
+
+
+def test_a_directory_may_be_relative_or_at_home_and_a_bucket_stays_one(site, where, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    at_home = site.export("web", repository="~/points")["point"]["point"]
+    assert list((tmp_path / "home" / "points").glob(f"vm/*/pt/{at_home}.sum"))
+    relative = os.path.relpath(tmp_path / "home" / "points")
+    assert site.one("xen_backup_info", repository=relative)["points"][0]["point"] == at_home
+    held = site.one("xen_backup_info", **where)["points"]
+    assert at_home not in [one["point"] for one in held]

@@ -12,7 +12,7 @@ import time
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Optional
 
-from .errors import LeaseHeld, ObjectExists, ObjectMissing, RepositoryError
+from .errors import LeaseHeld, ObjectExists, ObjectMissing, RepositoryError, Retained
 from .layout import lease_name
 from .store import Store
 
@@ -54,7 +54,10 @@ class Lease(AbstractContextManager):  # type: ignore[type-arg]
             self._thread.join()
         with suppress(RepositoryError):  # what stays is recognised as stale
             if self._read().get("nonce") == self._nonce:
-                self._store.remove(self._name)
+                try:
+                    self._store.remove(self._name)
+                except Retained:  # whoever may remove nothing must not make the next run wait
+                    self._store.replace(self._name, self._state(released=True))
 
     def _acquire(self) -> None:
         deadline = time.monotonic() + self._wait_timeout
@@ -70,7 +73,7 @@ class Lease(AbstractContextManager):  # type: ignore[type-arg]
             now = time.monotonic()
             if holder != seen:
                 seen, since = holder, now
-            if (_is_dead(holder) or now - since >= STALE) and self._take_over():
+            if (holder.get("released") or _is_dead(holder) or now - since >= STALE) and self._take_over():
                 self.certain = _is_dead(holder)
                 return
             if now >= deadline:
@@ -93,8 +96,8 @@ class Lease(AbstractContextManager):  # type: ignore[type-arg]
                 self._count += 1
                 self._store.replace(self._name, self._state())
 
-    def _state(self) -> bytes:
-        state = {**_process(os.getpid()), "host": socket.gethostname(), "nonce": self._nonce, "n": self._count}
+    def _state(self, **more: Any) -> bytes:
+        state = {**_process(os.getpid()), "host": socket.gethostname(), "nonce": self._nonce, "n": self._count, **more}
         return json.dumps({"owner": "guestark", **state}, sort_keys=True).encode("utf-8") + b"\n"
 
     def _read(self) -> dict[str, Any]:

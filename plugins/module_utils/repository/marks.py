@@ -94,7 +94,7 @@ def _parse(name: str, text: bytes) -> Mark:
         content: dict[str, Any] = json.loads(text)
         points, kept = (tuple(PointId(one) for one in content[part]) for part in ("points", "kept"))
         for one in content["objects"]:
-            _check_name(one)
+            check_name(one)
         run = name.rpartition("/")[2][: -len(MARK)]
         return Mark(run, points, tuple(content["objects"]), kept)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -103,7 +103,7 @@ def _parse(name: str, text: bytes) -> Mark:
         ) from error
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """ValueError for what no mark names: anything but data, indexes, metadata and signatures."""
     if name.startswith("pt/") and name.endswith(SIGNATURE):
         PointId(name[len("pt/"):-len(SIGNATURE)])

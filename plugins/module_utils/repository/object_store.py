@@ -28,7 +28,7 @@ _PATIENCE = {
     "max_retries": 6, "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
 }
-# a part has to get through in this time: 16 MiB, two of them at once
+# a part has to get through in this time: 5 MiB, two of them at once
 _TIMEOUTS = {"timeout": "120s", "connect_timeout": "10s"}
 _ATTEMPTS = 3
 
@@ -158,7 +158,7 @@ class ObjectStore:
 
     def probe(self) -> None:
         """Try what everything here rests on. RepositoryError for a store that does not do as it is told."""
-        name = TEMPORARY + "probe.%s" % secrets.token_hex(6)
+        name = TEMPORARY + "probe.%s-Z" % secrets.token_hex(6)  # in both cases: names of points have them too
         first = secrets.token_bytes(64)
         self.put(name, first)
         try:
@@ -167,7 +167,9 @@ class ObjectStore:
                 raise self._refused("does not return what was written", "writes that others can read at once")
             self._probe_range(name, first)
             if name not in self.list(TEMPORARY):
-                raise self._refused("does not list what was written", "listings that show every object at once")
+                raise self._refused(
+                    "does not list what was written under its name", "listings that show every object at once, as it was named"
+                )
         except RepositoryError:
             with suppress(RepositoryError):  # what was found first is told
                 self.remove(name)

@@ -3,6 +3,7 @@
 """Objects in an object store as files: one is written in parts that become visible together, or read in ranges."""
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import queue
@@ -13,15 +14,19 @@ from .errors import ObjectExists, RepositoryError
 from .object_errors import explain, explaining
 from .store import Data, Store
 
-# what is shorter is written by one conditional request
-PIECE = 4 * 1024 * 1024
-# 10 000 parts are allowed: this is enough for 160 GiB. Two under way, one being filled: the memory this takes
-PART = 16 * 1024 * 1024
+# what is not longer is written by one conditional request
+SHORT = 4 * 1024 * 1024
+PIECE = 1024 * 1024
+# 10 000 parts are allowed: the least there may be is enough for 48 GiB, and a segment has 32 at most. Two are under way
+# and one is being filled: the memory this takes
+PART = 5 * 1024 * 1024
 CONCURRENCY = 2
 LEAST_AHEAD = 64 * 1024
 MOST_AHEAD = 2 * 1024 * 1024
 
 _POLL = 0.5
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 512 * 1024
 
 
 class _Aborted(Exception):
@@ -51,7 +56,7 @@ class ObjectStoreWriter:
         """Append ``data``."""
         self._held += data
         self.size += len(data)
-        if len(self._held) > PIECE:
+        if len(self._held) > (PIECE if self._thread else SHORT):
             piece, self._held = self._held, bytearray()
             self._begin()
             self._give(bytes(piece))
@@ -101,6 +106,7 @@ class ObjectStoreWriter:
 
     def _begin(self) -> None:
         if self._thread is None:
+            _return_what_is_freed()
             self._thread = threading.Thread(target=self._upload, name="guestark-upload", daemon=True)
             self._thread.start()
 
@@ -130,6 +136,16 @@ class ObjectStoreWriter:
             if isinstance(piece, _Aborted):
                 raise piece
             yield piece
+
+
+def _return_what_is_freed() -> None:
+    """Have the C library give large buffers back when they are freed, where it can be told to.
+
+    Else every thread, ours and the library's, keeps a heap of them: a quarter of the memory of a backup.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 class ObjectStoreFile(io.RawIOBase):

@@ -16,7 +16,7 @@ from ..age.sshsig import AllowedSigners
 from . import layout
 from .errors import ObjectMissing, RepositoryError, Retained
 from .layout import PointId
-from .marks import Mark, read_marks, write_mark
+from .marks import Mark, check_name, read_marks, write_mark
 from .record import PointRecord
 from .repository import Repository
 from .sweep import find_garbage
@@ -84,6 +84,9 @@ def prune(
     records = list_points(repository, vm_uuid, signers)
     done = plan_prune(repository, vm_uuid, records, doomed)
     garbage = _abandoned(repository, vm_uuid)
+    for name in [one for one in garbage if not _has_form(one)]:  # no record can list it: nobody needs to be warned
+        garbage.remove(name)
+        _remove(repository, layout.vm_folder(vm_uuid) + name, done)
     announced = {name for mark in read_marks(repository.store, vm_uuid) for name in mark.objects}
     if done.marked or not announced.issuperset(garbage):
         _mark(repository, vm_uuid, records, done.marked, garbage)
@@ -157,6 +160,15 @@ def _abandoned(repository: Repository, vm_uuid: str) -> list[str]:
         except ObjectMissing:
             continue  # its run is alive after all, and gave up
     return found
+
+
+def _has_form(name: str) -> bool:
+    """Whether a name is an object's, and not one that a copying tool gave to a file it did not finish."""
+    try:
+        check_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _unlisted(repository: Repository, vm_uuid: str, records: Sequence[PointRecord]) -> str:

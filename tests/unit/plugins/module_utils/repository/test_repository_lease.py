@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.repository import lease as leases
-from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import LeaseHeld
+from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import LeaseHeld, Retained
 from ansible_collections.guestark.xen.plugins.module_utils.repository.lease import Lease
 from ansible_collections.guestark.xen.plugins.module_utils.repository.posix import PosixStore
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.point_maker import VM
@@ -65,6 +65,20 @@ def test_it_is_released_when_the_run_fails(store):
     with pytest.raises(RuntimeError), Lease(store, VM):
         raise RuntimeError
     assert not store.exists(NAME)
+
+
+def test_where_nothing_may_be_removed_it_is_released_all_the_same(store, clock, monkeypatch):
+    def remove(name):
+        raise Retained("%s stays." % name)
+
+    monkeypatch.setattr(store, "remove", remove)
+    with Lease(store, VM):
+        assert "released" not in json.loads(store.read(NAME))
+    left = json.loads(store.read(NAME))
+    assert left["released"]
+    plant(store, {**left, "boot_id": "that of another machine"})
+    with Lease(store, VM, wait_timeout=0) as lease:
+        assert not lease.certain and not lease.lost
 
 
 def test_who_waits_gets_it_when_it_is_released(store, clock):

@@ -243,6 +243,20 @@ def test_what_is_locked_is_reported_and_goes_when_the_lock_is_over(tmp_path, loc
     assert sum("/seg/" in name for name in files(tmp_path / "r")) == 1
 
 
+@pytest.mark.parametrize("name", ["seg/%s-000.xva.zst.age.1a2b3c4d.partial", "idx/.%s.idx.age.Q1w2e3", "pt/%s.sum.sig.partial"])
+def test_what_copying_tools_did_not_finish_is_no_hindrance_and_goes_after_a_week(tmp_path, name):
+    repository, records = chain(tmp_path / "r", 2)
+    unfinished = name % layout.new_point_id(records[0].started, 9)
+    repository.store.put(FOLDER + unfinished, b"half an object")
+    prune(repository, VM, SIGNERS, all_but(*records), 0.0)
+    assert FOLDER + unfinished in files(tmp_path / "r")
+    age(repository, unfinished, ABANDONED + 60)
+    for _run in range(2):
+        prune(repository, VM, SIGNERS, all_but(*records), 0.0)
+    assert FOLDER + unfinished not in files(tmp_path / "r")
+    is_whole(repository, records, [0, 1])
+
+
 def test_what_dead_runs_left_goes_after_a_week(tmp_path):
     repository, records = chain(tmp_path / "r", 2)
     stray = layout.new_point_id(records[0].started, 9)
