@@ -63,10 +63,11 @@ integration: venv system  ## playbooks against simulated pools
 PROOFS := tests/integration/test_random_failures.py \
     tests/integration/test_object_store_memory.py \
     tests/integration/test_second_site.py \
+    tests/unit/plugins/module_utils/engine/test_histories.py \
     tests/unit/plugins/module_utils/repository/test_repository_flips.py
 
 .PHONY: proofs
-proofs: venv system  ## the tests of reliability at full length: 200 kills, 200 cuts, every bit
+proofs: venv system  ## the tests of reliability at full length: kills, cuts, every bit, histories
 	GUESTARK_PROOFS=1 $(BIN)/python -m pytest -s $(PROOFS)
 
 .PHONY: test-matrix

@@ -136,7 +136,7 @@ def test_a_directory_may_be_relative_or_at_home_and_a_bucket_stays_one(site, whe
     (tmp_path / "home").mkdir()
     at_home = site.export("web", repository="~/points")["point"]["point"]
     assert list((tmp_path / "home" / "points").glob(f"vm/*/pt/{at_home}.sum"))
-    relative = os.path.relpath(tmp_path / "home" / "points")
+    relative = os.path.relpath(tmp_path / "home" / "points", site.folder)  # the play's
     assert site.one("xen_backup_info", repository=relative)["points"][0]["point"] == at_home
     held = site.one("xen_backup_info", **where)["points"]
     assert at_home not in [one["point"] for one in held]

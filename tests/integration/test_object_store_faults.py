@@ -360,7 +360,8 @@ def test_nothing_is_pruned_when_a_listing_leaves_something_out(proxy, store, par
 def rclone_that_serves() -> str:
     """A rclone that can serve S3, or nothing: Debian 12's is too old for it."""
     for path in (str(Path(sys.executable).parent / "rclone"), shutil.which("rclone")):
-        if path and Path(path).exists() and not subprocess.run([path, "serve", "s3", "--help"], capture_output=True).returncode:
+        command = [str(path), "serve", "s3", "--help"]
+        if path and Path(path).exists() and not subprocess.run(command, capture_output=True, check=False).returncode:
             return path
     return ""
 

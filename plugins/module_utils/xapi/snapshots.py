@@ -98,7 +98,7 @@ def take(
     vm_ref, subject = vm["ref"], "VM %s" % vm["name_label"]
     ignored = list(ignore_vdis)
     arguments = [vm_ref, name, ignored] if ignored else [vm_ref, name]  # 8.2 takes no third parameter
-    _note(client, "VM", vm_ref, vm, TAKING, mark.intention(name, vm["uuid"]))
+    _note(client, "VM", vm_ref, TAKING, mark.intention(name, vm["uuid"]))
     try:
         ref = str(call_async(client, call, *arguments, subject=subject))
     except (OutcomeUnknown, XapiError):  # a checkpoint may fail when its snapshot is there already
@@ -111,9 +111,9 @@ def take(
         record = client.call("VM.get_record", ref)
         disks = {vdi: client.call("VDI.get_record", vdi) for vdi in _disks(client, record)}
         for vdi, disk in disks.items():
-            _note(client, "VDI", vdi, disk, MARK, mark.text(disk["uuid"], vm["uuid"]))
+            _note(client, "VDI", vdi, MARK, mark.text(disk["uuid"], vm["uuid"]))
         # it comes last: a snapshot that is marked has marked disks
-        _note(client, "VM", ref, record, MARK, mark.text(record["uuid"], vm["uuid"]))
+        _note(client, "VM", ref, MARK, mark.text(record["uuid"], vm["uuid"]))
     except BaseException:
         with suppress(PoolError):
             remove(client, ref)
@@ -161,7 +161,7 @@ def dedicate(client: PoolClient, ref: str, point: str) -> None:
         mark = Mark.read(record)
         if mark:
             text = replace(mark, point=point).text(record["uuid"], owner(record))
-            _note(client, "VDI", vdi, record, MARK, text)
+            _note(client, "VDI", vdi, MARK, text)
 
 
 def owner(record: Mapping[str, Any]) -> str:
@@ -217,7 +217,7 @@ def _mark_disks(client: PoolClient, record: Mapping[str, Any], disks: Iterable[s
         mark, vm_uuid = inherited  # type: ignore[misc]
         disk = client.call("VDI.get_record", vdi)
         if Mark.read(disk) is None:
-            _note(client, "VDI", vdi, disk, MARK, mark.text(disk["uuid"], vm_uuid))
+            _note(client, "VDI", vdi, MARK, mark.text(disk["uuid"], vm_uuid))
 
 
 def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,11 +230,15 @@ def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found) if whole else {}
 
 
-def _note(client: PoolClient, kind: str, ref: str, record: Mapping[str, Any], key: str, value: str) -> None:
-    """Write a key of an object's other_config, in the place of what its record has there."""
-    if key in record["other_config"]:
+def _note(client: PoolClient, kind: str, ref: str, key: str, value: str) -> None:
+    """Write a key of an object's other_config, in the place of one that it has inherited or that a dead run left."""
+    try:
+        client.call(kind + ".add_to_other_config", ref, key, value)
+    except XapiError as error:
+        if error.code != "MAP_DUPLICATE_KEY":
+            raise
         client.call(kind + ".remove_from_other_config", ref, key, safe=True)
-    client.call(kind + ".add_to_other_config", ref, key, value)
+        client.call(kind + ".add_to_other_config", ref, key, value)
 
 
 def _disks(client: PoolClient, record: Mapping[str, Any]) -> list[str]:
