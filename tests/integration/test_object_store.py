@@ -138,5 +138,6 @@ def test_a_directory_may_be_relative_or_at_home_and_a_bucket_stays_one(site, whe
     assert list((tmp_path / "home" / "points").glob(f"vm/*/pt/{at_home}.sum"))
     relative = os.path.relpath(tmp_path / "home" / "points", site.folder)  # the play's
     assert site.one("xen_backup_info", repository=relative)["points"][0]["point"] == at_home
-    held = site.one("xen_backup_info", **where)["points"]
-    assert at_home not in [one["point"] for one in held]
+    apart = {**where, "repository": "s3://guestark/apart"}
+    in_bucket = site.export("web", **apart)["point"]["point"]
+    assert [one["point"] for one in site.one("xen_backup_info", **apart)["points"]] == [in_bucket]

@@ -18,6 +18,7 @@ from ..source.export_stream import ExportStream, open_export
 from ..source.tracked import TrackedSource, open_tracked
 from ..xapi.client import PoolClient
 from ..xapi.errors import PoolError
+from ..xapi.inventory import disks_of
 from ..xapi.moments import SATISFIES, Moment
 from ..xapi.tracking import forget
 from ..xva.ova import Ova, OvaDisk
@@ -127,7 +128,7 @@ def _export(
     vm = order.subject.vm
     record = source.taken.record if source.taken else client.call("VM.get_record", source.ref)
     held = source.taken.disks if source.taken else _disks(client, record)
-    origins = _origins(client, held.values())
+    origins = _origins(client, held.values(), vm)
     with ExitStack() as stack:
         tracked, chain = _open_tracked(client, order, source, chain, held, origins, stack)
         stream = tracked or stack.enter_context(
@@ -211,12 +212,14 @@ def _disks(client: PoolClient, vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {vdi: client.call("VDI.get_record", vdi) for vdi in found if vdi != "OpaqueRef:NULL"}
 
 
-def _origins(client: PoolClient, disks: Iterable[dict[str, Any]]) -> dict[str, str]:
+def _origins(client: PoolClient, disks: Iterable[dict[str, Any]], vm: dict[str, Any]) -> dict[str, str]:
     """UUID of a snapshot's disk -> UUID of the disk it was taken of: what stays the same from point to point."""
+    live = {ref: str(vdi["uuid"]) for ref, (_vbd, vdi) in disks_of(client, vm).items()}
     origins = {}
     for record in disks:
         try:
-            origins[record["uuid"]] = str(client.call("VDI.get_uuid", record["snapshot_of"]))
+            of = record["snapshot_of"]
+            origins[record["uuid"]] = live.get(of) or str(client.call("VDI.get_uuid", of))
         except PoolError:
             origins[record["uuid"]] = record["uuid"]  # the live disk is gone, or this is no snapshot
     return origins

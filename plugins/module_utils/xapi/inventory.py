@@ -29,6 +29,16 @@ def find_vm(client: PoolClient, name: Optional[str] = None, uuid: Optional[str] 
     return {**found[ref], "ref": ref}
 
 
+def disks_of(client: PoolClient, vm: dict[str, Any]) -> dict[str, tuple[Record, Record]]:
+    """The records of VBD and VDI of a VM's disks, by the VDI's ref; asked for once, and kept in the VM's record."""
+    if "disks" not in vm:
+        vbds = (client.call("VBD.get_record", vbd) for vbd in vm["VBDs"])
+        mine = [vbd for vbd in vbds if vbd["type"] == "Disk" and vbd["VDI"] != NULL]
+        vm["disks"] = {vbd["VDI"]: (vbd, client.call("VDI.get_record", vbd["VDI"])) for vbd in mine}
+    found: dict[str, tuple[Record, Record]] = vm["disks"]
+    return found
+
+
 def find_sr(client: PoolClient, name: Optional[str] = None) -> tuple[str, Record]:
     """Reference and record of a storage repository, by its name or UUID; without one, the pool's default.
 

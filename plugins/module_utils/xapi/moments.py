@@ -14,6 +14,7 @@ from typing import Any, Mapping, Optional, Sequence
 from . import snapshots
 from .client import PoolClient
 from .errors import NotFound, PoolError, XapiError
+from .inventory import disks_of
 from .power import HALTED, RUNNING, SUSPENDED, StillRunning, give_back, hold, stop
 from .snapshots import PREFIX, Mark, Taken
 
@@ -308,14 +309,12 @@ def _refused(client: PoolClient, vm: Mapping[str, Any], operation: str) -> str:
 
 
 def _excluded(
-    client: PoolClient, vm: Mapping[str, Any], wish: Wish, method: str
+    client: PoolClient, vm: dict[str, Any], wish: Wish, method: str
 ) -> tuple[list[dict[str, str]], list[str]]:
     """The disks to leave out, each with its ref and why, and warnings of those that cannot be."""
     disks = []
-    for vbd in (client.call("VBD.get_record", vbd) for vbd in vm["VBDs"]):
-        if vbd["type"] == "Disk" and vbd["VDI"] != NULL:
-            vdi = client.call("VDI.get_record", vbd["VDI"])
-            disks.append({"ref": vbd["VDI"], "uuid": vdi["uuid"], "name": vdi["name_label"], "device": vbd["userdevice"]})
+    for ref, (vbd, vdi) in disks_of(client, vm).items():
+        disks.append({"ref": ref, "uuid": vdi["uuid"], "name": vdi["name_label"], "device": vbd["userdevice"]})
     found = []
     for text in wish.exclude:
         named = [disk for disk in disks if text in (disk["uuid"], disk["name"], disk["device"])]

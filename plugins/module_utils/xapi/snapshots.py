@@ -250,11 +250,9 @@ def _disks(client: PoolClient, record: Mapping[str, Any]) -> list[str]:
 
 def _used_elsewhere(client: PoolClient, vdi: str, own: Collection[str]) -> bool:
     """Whether a guest uses a disk by another VBD than its VM's own."""
-    for vbd in _told(client, "VDI.get_VBDs", vdi) or ():
-        user = None if vbd in own else _told(client, "VBD.get_VM", vbd)
-        if user and not client.call("VM.get_is_control_domain", user):
-            return True
-    return False
+    others = [vbd for vbd in _told(client, "VDI.get_VBDs", vdi) or () if vbd not in own]
+    users = {_told(client, "VBD.get_VM", vbd) for vbd in others} - {None}
+    return any(not client.call("VM.get_is_control_domain", user) for user in users)
 
 
 def _told(client: PoolClient, method: str, ref: str) -> Any:

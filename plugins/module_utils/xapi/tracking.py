@@ -15,6 +15,7 @@ from typing import Any, Collection, Mapping
 
 from .client import PoolClient, pauses
 from .errors import NotFound, PoolError, XapiError
+from .inventory import disks_of
 from .snapshots import BUSY, BUSY_SECONDS, METADATA, Mark, owner
 from .tasks import call_async
 
@@ -22,17 +23,12 @@ FEATURE = "VDI_CONFIG_CBT"
 GRANULE = 65536
 
 
-def track(client: PoolClient, vm: Mapping[str, Any]) -> None:
+def track(client: PoolClient, vm: dict[str, Any]) -> None:
     """Have the writes to a VM's disks noted from now on, where they are not yet; it may run meanwhile.
 
     Raises PoolError that says why not. Either all disks can be tracked, or none is newly.
     """
-    untracked = []
-    for vbd in (client.call("VBD.get_record", ref) for ref in vm["VBDs"]):
-        if vbd["type"] == "Disk" and not vbd["empty"]:
-            record = client.call("VDI.get_record", vbd["VDI"])
-            if not record["cbt_enabled"]:
-                untracked.append((vbd["VDI"], record))
+    untracked = [(ref, vdi) for ref, (_vbd, vdi) in disks_of(client, vm).items() if not vdi["cbt_enabled"]]
     if untracked:
         drivers = client.call("SM.get_all_records").values()
         able = {driver["type"] for driver in drivers if FEATURE in driver["features"]}
