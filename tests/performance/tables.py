@@ -34,8 +34,12 @@ def size_of(path: Path) -> int:
 def second_backups(bench: Bench, size: int) -> str:
     """A backup when nothing or 1 % changed since the last one, by the module and by others; they take turns."""
     folder = bench.folder
-    secret = {"RESTIC_PASSWORD": "secret", "RESTIC_REPOSITORY": str(folder / "restic"), "RESTIC_CACHE_DIR": str(folder / "cache"),
-              "BORG_PASSPHRASE": "secret", "BORG_REPO": str(folder / "borg"), "BORG_BASE_DIR": str(folder / "cache")}
+    password = folder / "password"
+    password.touch(0o600)
+    password.write_text("of this run alone")
+    secret = {"RESTIC_PASSWORD_FILE": str(password), "RESTIC_REPOSITORY": str(folder / "restic"),
+              "RESTIC_CACHE_DIR": str(folder / "cache"), "BORG_PASSCOMMAND": f"cat {password}",
+              "BORG_REPO": str(folder / "borg"), "BORG_BASE_DIR": str(folder / "cache")}
     ways: dict[str, Any] = {
         "curl, zstd, age": lambda _name: bench.backup_with_tools(),
         "module, by digest": lambda _name: bench.again_with_module(),

@@ -21,6 +21,7 @@ from .tasks import call_async
 
 FEATURE = "VDI_CONFIG_CBT"
 GRANULE = 65536
+MOST_BYTES = 4 << 40  # of all disks: a list of changes comes in one answer, which has to fit into a backup's memory
 
 
 def track(client: PoolClient, vm: dict[str, Any]) -> None:
@@ -28,6 +29,8 @@ def track(client: PoolClient, vm: dict[str, Any]) -> None:
 
     Raises PoolError that says why not. Either all disks can be tracked, or none is newly.
     """
+    if sum(int(vdi["virtual_size"]) for _vbd, vdi in disks_of(client, vm).values()) > MOST_BYTES:
+        raise NotFound("Its disks are larger than 4 TiB: the list of their changes would take too much memory.")
     untracked = [(ref, vdi) for ref, (_vbd, vdi) in disks_of(client, vm).items() if not vdi["cbt_enabled"]]
     if untracked:
         drivers = client.call("SM.get_all_records").values()
