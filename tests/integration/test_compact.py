@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -110,3 +111,18 @@ def test_old_layers_go_with_the_points_that_need_them(site, chain):
     assert reasons[chain["points"][-1]] == ["a synthetic point takes its place"]
     assert not [one for one in site.repository.glob("vm/*/seg/*") if one.name[:29] in chain["points"]]
     assert len(verified(site)) == 2 and verified(site, "sealed")
+
+
+def test_the_playbooks_do_the_same(site, chain):
+    backed_up(site, 20)
+    backed_up(site, 21)
+    wish = {
+        "guestark_repository": str(site.repository), "guestark_allowed_signers": str(site.signers),
+        "guestark_identities": [str(site.data_key)], "guestark_recipients": [site.recipient],
+        "guestark_catalog_recipients": [chain["recipient"]], "guestark_signing_key": str(site.signing_key), "compact_layers": 3,
+    }
+    assert "replaced" in site.playbook("guestark.xen.compact", "-e", json.dumps(wish))
+    count = len(site.point_names("web"))
+    for level in ("sealed", "content"):
+        said = site.playbook("guestark.xen.verify", "-e", json.dumps({**wish, "verify_level": level}))
+        assert f"{count} restore points are what was backed up" in said
