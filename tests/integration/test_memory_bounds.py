@@ -5,11 +5,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from ansible_collections.guestark.xen.tests.peak import peak_of
 from ansible_collections.guestark.xen.tests.unit.plugins.module_utils.repository.point_maker import (
     DATA,
     SIGNERS,
@@ -52,22 +50,12 @@ def fixture_config():
     return {"pools": {"production": {**pool, "vms": vms}, "recovery": pool}}
 
 
-def peak(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
-    """The largest resident memory of a process in MiB, and what it said."""
-    with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        output = process.stdout.read().decode()
-        _pid, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, output
-    return usage.ru_maxrss / 1024, output
-
-
 def module(site, name: str, options) -> tuple[float, dict]:
     """Run a module as its process alone."""
     arguments = site.folder / "arguments.json"
     arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": options}))
-    command = [sys.executable, "-m", f"ansible_collections.guestark.xen.plugins.modules.{name}", str(arguments)]
-    memory, output = peak(command, {"PYTHONPATH": site.settings["ANSIBLE_COLLECTIONS_PATH"]})
+    memory, output = peak_of(f"ansible_collections.guestark.xen.plugins.modules.{name}", str(arguments),
+                             collections=site.settings["ANSIBLE_COLLECTIONS_PATH"])
     return memory, json.loads(output.splitlines()[-1])
 
 
@@ -108,8 +96,10 @@ def test_a_hundred_layers_take_no_more_memory_than_is_allowed(site, tmp_path):
         content[layer % 8] = layer * 100
         record = lay(repository, record, [disk(0, 8 * MIB, content)])
     assert len(repository.points(VM, SIGNERS)[-1].indexes) == LAYERS
-    environment = {"PYTHONPATH": site.settings["ANSIBLE_COLLECTIONS_PATH"]}
-    found = {what: peak([sys.executable, "-c", READ, str(tmp_path / "repository"), str(key), what], environment)[0]
+    reader = tmp_path / "reader.py"
+    reader.write_text(READ)
+    found = {what: peak_of(str(reader), str(tmp_path / "repository"), str(key), what,
+                           collections=site.settings["ANSIBLE_COLLECTIONS_PATH"])[0]
              for what in ("verify", "restore")}
     print({name: round(memory) for name, memory in found.items()})
     assert max(found.values()) <= RESTORE, found

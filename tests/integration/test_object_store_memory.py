@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from ansible_collections.guestark.xen.tests.peak import peak_of
 from ansible_collections.guestark.xen.tests.s3_fixture import start_s3
 
 MIB = 1024 * 1024
@@ -24,16 +23,6 @@ def fixture_s3(tmp_path_factory):
     server.stop()
 
 
-MEASURED = """
-import atexit, os, re, runpy
-def note():
-    with open("/proc/self/status") as status, open(os.environ["PEAK"], "w") as file:
-        file.write(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1])
-atexit.register(note)
-runpy.run_module("ansible_collections.guestark.xen.plugins.modules.xen_vm_export", run_name="__main__")
-"""
-
-
 def test_a_backup_to_an_object_store_takes_little_memory(site, s3, tmp_path):
     for number in range(WRITTEN // 64):
         site.simulator.control("POST", "/vms/production/sparse/write", {
@@ -41,11 +30,8 @@ def test_a_backup_to_an_object_store_takes_little_memory(site, s3, tmp_path):
     options = site.export_options("sparse", repository="s3://guestark/large", storage_options=s3.options)
     arguments = tmp_path / "arguments.json"
     arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": options}))
-    environment = {"PYTHONPATH": site.settings["ANSIBLE_COLLECTIONS_PATH"], "PEAK": str(tmp_path / "peak")}
-    done = subprocess.run([sys.executable, "-c", MEASURED, str(arguments)], env=os.environ | environment, capture_output=True,
-                          text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    stored = json.loads(done.stdout.splitlines()[-1])["point"]["stored_bytes"]
-    peak = int((tmp_path / "peak").read_text()) / 1024
+    peak, output = peak_of("ansible_collections.guestark.xen.plugins.modules.xen_vm_export", str(arguments),
+                           collections=site.settings["ANSIBLE_COLLECTIONS_PATH"])
+    stored = json.loads(output.splitlines()[-1])["point"]["stored_bytes"]
     print("a segment of %d MiB: the process took at most %d MiB" % (stored // MIB, peak))
     assert stored > WRITTEN * MIB and peak < MOST_BACKUP

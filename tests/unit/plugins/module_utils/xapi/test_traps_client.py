@@ -46,7 +46,7 @@ def restored(client):
 
 @pytest.mark.trap(15, 16)
 def test_a_snapshot_is_restored_as_a_vm_as_often_as_one_likes(client, restored):
-    web01 = inventory.find_vm(client, name="web01")["ref"]
+    web01 = inventory.find_vm(client, name="web01")
     snapshot = snapshots.take(client, web01, "taken", MARK).ref
     data = exported(client, snapshot)
     assert XvaReader(io.BytesIO(data)).ova.vm["is_a_template"] is True
@@ -58,11 +58,11 @@ def test_a_snapshot_is_restored_as_a_vm_as_often_as_one_likes(client, restored):
 
 @pytest.mark.trap(15, 38)
 def test_what_a_snapshot_lacks_is_taken_from_its_vm(client):
-    web01 = inventory.find_vm(client, name="web01")["ref"]
-    client.call("VM.set_blocked_operations", web01, {"destroy": "in production"})
+    web01 = inventory.find_vm(client, name="web01")
+    client.call("VM.set_blocked_operations", web01["ref"], {"destroy": "in production"})
     snapshot = snapshots.take(client, web01, "taken", MARK).ref
-    vm = client.call("VM.get_record", web01)
-    client.call("VM.set_blocked_operations", web01, {})
+    vm = client.call("VM.get_record", web01["ref"])
+    client.call("VM.set_blocked_operations", web01["ref"], {})
     found = XvaReader(io.BytesIO(exported(client, snapshot))).ova
     snapshots.remove(client, snapshot)
     assert found.vm["blocked_operations"] == {}
