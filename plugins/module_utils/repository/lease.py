@@ -108,7 +108,7 @@ class Lease(AbstractContextManager):  # type: ignore[type-arg]
             return {}
         try:
             state = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {"malformed": text}
         return state if isinstance(state, dict) else {"malformed": text}
 

@@ -97,7 +97,7 @@ def _parse(name: str, text: bytes) -> Mark:
             check_name(one)
         run = name.rpartition("/")[2][: -len(MARK)]
         return Mark(run, points, tuple(content["objects"]), kept)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RepositoryError(
             "%s is no mark of a prune run." % name, "Look at who wrote it; remove it if it is none of yours."
         ) from error

@@ -30,7 +30,7 @@ def read_meta(store: Store, record: PointRecord, identities: Optional[Sequence[A
         text = _everything(open_stream(file, identities if record.encrypted else None), record.meta)
     try:
         meta = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PointDamaged("%s is malformed." % record.meta) from error
     if not isinstance(meta, dict) or meta.get("point") != record.point:
         raise PointDamaged("%s belongs to another restore point." % record.meta)

@@ -182,7 +182,7 @@ def _unlisted(repository: Repository, vm_uuid: str, records: Sequence[PointRecor
     traces = {layout.point_in(name) for name in names} | {one.parent for one in records}
     traces |= {layout.point_in(name) for one in records for _digest, name in one.objects}
     candidates = [layout.record_name(point) for point in traces - listed if point]
-    candidates += [name for one in records for name in one.missing]
+    candidates += [name for one in records for name in one.unlisted]
     return next((name for name in candidates if store.exists(folder + name)), "")
 
 

@@ -38,7 +38,7 @@ class PointRecord:
     ``objects``: (SHA-256 in hexadecimal, name relative to the VM's folder) of all segments, oldest layer first, then
     of the layers' indexes, then of the metadata. ``started`` and ``committed`` are UTC. ``mover`` names the machine.
     ``trusted``: a signer the reader trusts vouches for it, ``signer``. ``problem``: why it cannot be restored, or None;
-    ``missing``: the names of the objects whose absence is that problem.
+    ``unlisted``: its objects that the store's listing left out, there or not.
     """
 
     vm_uuid: str
@@ -53,7 +53,7 @@ class PointRecord:
     trusted: bool = False
     signer: Optional[str] = None
     problem: Optional[str] = None
-    missing: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
     @property
     def segments(self) -> list[str]:

@@ -158,10 +158,11 @@ class Repository:
         for point in committed:
             with suppress(ObjectMissing):  # removed since it was listed
                 one = self._read_record(vm_uuid, point, signers)
-                missing = [name for _digest, name in one.objects if folder + name not in present]
-                if missing and not one.problem:
-                    one = dataclasses.replace(one, problem="%s is missing" % ", ".join(missing), missing=tuple(missing))
-                found.append(one)
+                # a store may list what is new with a delay: nothing is missing before it was asked for by its name
+                unlisted = tuple(name for _digest, name in one.objects if folder + name not in present)
+                missing = [name for name in unlisted if not self.store.exists(folder + name)]
+                problem = one.problem or ("%s is missing" % ", ".join(missing) if missing else None)
+                found.append(dataclasses.replace(one, problem=problem, unlisted=unlisted))
         # a synthetic point comes right behind the one whose place it takes
         return sorted(found, key=lambda one: (one.seq, one.point.moment, one.kind == "synthetic", one.point))
 
@@ -237,7 +238,7 @@ def _check_description(text: bytes, path: str) -> dict[str, Any]:
         known = description["format"] == FORMAT and isinstance(description["id"], str) and description["created"]
         version, requires = description["version"], description["requires"]
         unknown = sorted(set(map(str, requires)) - FEATURES)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         known = False
     if not known:
         raise RepositoryError("%s/%s is damaged or not ours." % (path, layout.REPOSITORY_JSON))

@@ -98,7 +98,7 @@ class Moment:
         try:
             noted = json.loads(record["other_config"].get(NOTE, "null"))
             return cls(**noted) if noted and noted.pop("of") == record["uuid"] else None
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
             return None
 
 

@@ -66,7 +66,7 @@ class Hold:
         try:
             noted = json.loads(record["other_config"].get(HELD, "null"))
             found = cls(**noted, asked=record["other_config"].get(ASKED, ""))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return None
         return found if found.vm == record["uuid"] else None
 
@@ -216,5 +216,5 @@ def _write(client: PoolClient, ref: str, key: str, value: str) -> None:
 def _since(moment: str) -> timedelta:
     try:
         return datetime.now(timezone.utc) - datetime.strptime(moment, MOMENT).replace(tzinfo=timezone.utc)
-    except ValueError:
+    except (TypeError, ValueError):
         return timedelta.max

@@ -60,7 +60,7 @@ class Mark:
             noted = json.loads(record["other_config"].get(TAKING, "null"))
             if record["is_a_snapshot"] and noted and noted["name"] == record["name_label"]:
                 return cls(**noted["mark"]), str(noted["vm"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             pass  # not what we write
         return None
 
@@ -225,7 +225,7 @@ def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found = json.loads(record["other_config"].get(MARK, "{}"))
         whole = found["object"] == record["uuid"] and {"tool", "run", "point", "expiry", "vm"} <= set(found)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return {}  # not what we write
     return dict(found) if whole else {}
 

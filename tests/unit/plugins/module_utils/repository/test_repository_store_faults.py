@@ -8,6 +8,7 @@ import random
 import re
 
 import pytest
+from ansible_collections.guestark.xen.plugins.module_utils.repository import layout
 from ansible_collections.guestark.xen.plugins.module_utils.repository import prune as pruning
 from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import (
     ObjectExists,
@@ -208,22 +209,55 @@ def test_what_may_not_be_removed_is_retained_and_no_error(store, proxy):
     assert [one.point for one in repository.points(VM, SIGNERS)] == [second.point]
 
 
-def test_a_listing_that_leaves_a_point_out_is_not_pruned_by(store, proxy):
-    repository = Repository.create_or_open(store)
-    first = back_up(repository, two_disks())
-    second = lay(repository, first, two_disks(2))
-    hidden_name = ("pt/%s.sum<" % second.point).encode()
-
+def unlisted(part):
+    """Listings leave out the names that have this part."""
     def hide(request, answer):
         if request.is_listing:
             pieces = re.split(rb"(?=<Contents>)", answer.body)
-            kept = [one for one in pieces if hidden_name not in one]
+            kept = [one for one in pieces if part not in one]
             if len(kept) < len(pieces):
                 tail = pieces[-1].partition(b"</Contents>")[2] if pieces[-1] not in kept else b""
                 return Answer(answer.status, answer.headers, b"".join(kept) + tail)
         return answer
+    return hide
 
-    proxy.faults = Faults(after=hide)
+
+def test_what_is_listed_late_is_no_damage(store, proxy):
+    repository = Repository.create_or_open(store)
+    first = back_up(repository, two_disks())
+    second = lay(repository, first, two_disks(2))
+    for late in (b"/seg/", b"/idx/", b"/meta/", b".sum.sig<"):
+        proxy.faults = Faults(after=unlisted(late))
+        points = repository.points(VM, SIGNERS)
+        assert [one.point for one in points] == [first.point, second.point]
+        assert all(one.trusted and not one.problem for one in points) and not verify_sealed(repository, points)
+        assert equal(restore(repository, points[-1]), two_disks(2))
+
+
+def test_what_is_listed_after_it_went_is_no_point(store, proxy):
+    repository = Repository.create_or_open(store)
+    gone, kept = back_up(repository, two_disks()), back_up(repository, two_disks(2))
+    stale = {}
+
+    def remember(request, answer):
+        return stale.setdefault(request.path, answer) if request.is_listing else answer
+
+    proxy.faults = Faults(after=remember)
+    assert len(repository.points(VM, SIGNERS)) == 2
+    for _digest, name in gone.objects:
+        store.remove(layout.vm_folder(VM) + name)
+    for end in ("", ".sig"):
+        store.remove(layout.vm_folder(VM) + layout.record_name(gone.point) + end)
+    assert [one.point for one in repository.points(VM, SIGNERS)] == [kept.point]
+    proxy.faults = Faults()
+    assert not verify_sealed(repository, repository.points(VM, SIGNERS))
+
+
+def test_a_listing_that_leaves_a_point_out_is_not_pruned_by(store, proxy):
+    repository = Repository.create_or_open(store)
+    first = back_up(repository, two_disks())
+    second = lay(repository, first, two_disks(2))
+    proxy.faults = Faults(after=unlisted(b"pt/%s.sum<" % second.point.encode()))
     assert [one.point for one in repository.points(VM, SIGNERS)] == [first.point]
     with pytest.raises(RepositoryError, match="does not list"):
         pruning.prune(repository, VM, SIGNERS, lambda records: {one.point for one in records}, 0.0)
