@@ -142,7 +142,7 @@ def deep_chains(bench: Bench) -> str:
 
 def fixed_cost(bench: Bench) -> str:
     """An incremental point of a small VM in which nothing changed: the time of its module and the calls of the pool."""
-    lines = [f"{'small, unchanged':26}{'wall s':>8}{'in module s':>13}{'calls':>8}"]
+    lines = [f"{'small, unchanged':26}{'wall s':>8}{'to commit s':>13}{'calls':>8}"]
     for how in ("digest", "cbt"):
         for _step in range(2):
             bench.again_with_module("small", change_tracking=how == "cbt")
