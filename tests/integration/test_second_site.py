@@ -17,10 +17,12 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from ansible_collections.guestark.xen.plugins.module_utils.repository.errors import RepositoryError
+from ansible_collections.guestark.xen.plugins.module_utils.repository.layout import record_name
 from ansible_collections.guestark.xen.plugins.module_utils.repository.prune import prune
 from ansible_collections.guestark.xen.plugins.module_utils.repository.repository import Repository
 from ansible_collections.guestark.xen.plugins.module_utils.repository.sealed import verify_sealed
@@ -240,3 +242,32 @@ def test_the_modules_use_the_copy_as_a_repository(site, scripts, s3):
     site.empty("recovery")
     again = site.export("web", repository=copying.second.address, max_age="4h")  # the second site may become the first
     assert not again["changed"]
+
+
+def test_a_bucket_with_versions_comes_back_as_it_was(scripts, tmp_path, s3):
+    bucket = s3.make_bucket("versions", "x-amz-bucket-object-lock-enabled: true")
+    first, second = Site(f"s3://{bucket}/vms", s3), Site(str(tmp_path / "before"), s3)
+    repository = Repository.create_or_open(open_store(first.address, first.options))
+    disks = [two_disks(seed=1), two_disks(seed=2)]
+    full = back_up(repository, disks[0])
+    layer = lay(repository, full, disks[1])
+    time.sleep(1.1)  # S3 tells when a version came to the second
+    moment = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    time.sleep(1.1)
+
+    # somebody with the mover's rights, and the one to delete
+    for number, (_digest, name) in enumerate(full.objects):
+        repository.store.remove(f"vm/{VM}/{name}")
+        if number % 2:
+            repository.store.put(f"vm/{VM}/{name}", b"forged")
+    repository.store.replace(f"vm/{VM}/{record_name(full.point)}", b"forged")
+    repository.store.remove(f"vm/{VM}/{record_name(layer.point)}")
+    (left,) = first.points()
+    assert left.problem and not left.trusted and verify_sealed(repository, [left])
+
+    copying = Copying(scripts / "copy-objects.sh", first, second, s3)
+    copying.environment["RCLONE_CONFIG_STORE_VERSION_AT"] = moment
+    copying.run()
+    restored: set = set()
+    copying.check({full.point: disks[0], layer.point: disks[1]}, restored)
+    assert restored == {full.point, layer.point}
