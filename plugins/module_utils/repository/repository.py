@@ -8,7 +8,7 @@ import hashlib
 import json
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any, Optional, Sequence
+from typing import Any, Collection, Optional, Sequence
 from uuid import uuid4
 
 from ..age.sshsig import AllowedSigners
@@ -157,12 +157,11 @@ class Repository:
         found = []
         for point in committed:
             with suppress(ObjectMissing):  # removed since it was listed
-                one = self._read_record(vm_uuid, point, signers)
-                # a store may list what is new with a delay: nothing is missing before it was asked for by its name
-                unlisted = tuple(name for _digest, name in one.objects if folder + name not in present)
-                missing = [name for name in unlisted if not self.store.exists(folder + name)]
-                problem = one.problem or ("%s is missing" % ", ".join(missing) if missing else None)
-                found.append(dataclasses.replace(one, problem=problem, unlisted=unlisted))
+                found.append(self._read_record(vm_uuid, point, signers))
+        unlisted = {name for one in found for _digest, name in one.objects if folder + name not in present}
+        # a store may list what is new with a delay: nothing is missing before it was asked for by its name
+        gone = {name for name in unlisted if not self.store.exists(folder + name)}
+        found = [_with_lost(one, unlisted, gone) for one in found]
         # a synthetic point comes right behind the one whose place it takes
         return sorted(found, key=lambda one: (one.seq, one.point.moment, one.kind == "synthetic", one.point))
 
@@ -193,6 +192,14 @@ def _with_problem(vm_uuid: str, point: PointId, text: bytes, error: RepositoryEr
     if isinstance(error, NotTrusted):
         return dataclasses.replace(record.parse(text), problem=problem)
     return PointRecord(vm_uuid, point, None, point.seq, point.moment, point.moment, "unknown", (), problem=problem)
+
+
+def _with_lost(one: PointRecord, unlisted: Collection[str], gone: Collection[str]) -> PointRecord:
+    """A record with what the store did not list of it, and what it does not have."""
+    names = [name for _digest, name in one.objects]
+    missing = ", ".join(name for name in names if name in gone)
+    problem = one.problem or (missing and "%s is missing" % missing) or None
+    return dataclasses.replace(one, problem=problem, unlisted=tuple(name for name in names if name in unlisted))
 
 
 def _refuse_problem(point: PointRecord) -> None:
